@@ -1,0 +1,170 @@
+"""The `eyas` command: a recipe in, a model folder with a scorecard out.
+
+Heavy imports stay inside the commands, so that `--help` and a mistyped command answer at once.
+"""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+errors = Console(stderr=True)
+
+# What to install when an optional library is missing: the extra of eyas that brings it.
+EXTRAS = {"mteb": "eval", "sentence_transformers": "eval", "matplotlib": "eval", "wandb": "wandb", "peft": "lora"}
+
+
+class Commands(TyperGroup):
+    """Turns what the user can mend into one clear line and exit code 2; a bug keeps its traceback and exit code 1."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the chosen command.
+
+        Raises:
+            typer.Exit: 2 for an error the user can mend, 130 after an interrupt (the shells' code for SIGINT).
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader of our output left: typer ends quietly
+        except (ValueError, OSError) as error:
+            if ctx.params["traceback"]:
+                raise
+            _refuse(str(error))
+            raise typer.Exit(2) from None
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None or ctx.params["traceback"]:
+                raise
+            _refuse(f"{error.name} is not installed; this step needs it: pip install 'eyas[{extra}]'")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            errors.print("\ninterrupted; finished steps are kept, the same command goes on from there", style="yellow")
+            raise typer.Exit(130) from None
+
+
+def _refuse(message: str) -> None:
+    errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Distil a large text-embedding teacher into a small student, with a scorecard of what it kept.",
+)
+
+ConfigName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG", show_default=False, help="A recipe: a YAML file, or the name of one shipped with eyas."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, e.g. seed=1.", show_default=False),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--restart", help="Go on from the newest checkpoint, or train from the beginning.")
+]
+
+
+@app.callback()
+def main(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
+) -> None:
+    """Options of every command; `Commands.invoke` reads them."""
+
+
+@app.command()
+def demo(overrides: Overrides = None, resume: Resume = True) -> None:
+    """Distil all-MiniLM-L6-v2 into a small decoder on this machine's own Python docstrings.
+
+    Takes minutes on two cores. Ends with the scorecard, three example searches, and the model in runs/demo/model/.
+
+    [bold]Examples[/]
+
+      eyas demo
+
+      eyas demo name=other seed=1
+    """
+    _run("demo", overrides, until="report", resume=resume)
+
+
+@app.command()
+def run(config: ConfigName, overrides: Overrides = None, resume: Resume = True) -> None:
+    """Run a recipe from text to model: prepare, embed, tokenize, train, export, evaluate, report.
+
+    A step whose inputs did not change since it finished is skipped.
+
+    [bold]Examples[/]
+
+      eyas run mine.yaml
+
+      eyas run mine.yaml name=wider student.width=512
+
+      eyas run mine.yaml --restart
+    """
+    _run(config, overrides, until="report", resume=resume)
+
+
+@app.command()
+def prepare(config: ConfigName, overrides: Overrides = None) -> None:
+    """Read the sources of a recipe into the tables of texts and examples.
+
+    [bold]Examples[/]
+
+      eyas prepare mine.yaml
+
+      eyas prepare mine.yaml data.sources.0.limit=1000
+    """
+    _run(config, overrides, until="prepare")
+
+
+@app.command()
+def embed(config: ConfigName, overrides: Overrides = None) -> None:
+    """Run the teacher over the texts that its store of vectors lacks, after preparing them.
+
+    [bold]Examples[/]
+
+      eyas embed mine.yaml
+
+      eyas embed mine.yaml teacher.model=microsoft/harrier-oss-v1-27b
+    """
+    _run(config, overrides, until="embed")
+
+
+@app.command()
+def train(config: ConfigName, overrides: Overrides = None, resume: Resume = True) -> None:
+    """Train the student of a recipe and export it, after whatever of the steps before is not finished.
+
+    [bold]Examples[/]
+
+      eyas train mine.yaml
+
+      eyas train mine.yaml --restart seed=1
+    """
+    _run(config, overrides, until="export", resume=resume)
+
+
+@app.command("eval")
+def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
+    """Score teacher, untrained student and trained student on the recipe's evaluation suite.
+
+    [bold]Examples[/]
+
+      eyas eval mine.yaml
+    """
+    _run(config, overrides, until="evaluate")
+
+
+def _run(config: str, overrides: list[str] | None, until: str, resume: bool = True) -> None:
+    from embedding.config import load_config
+    from launch.pipeline import Pipeline
+    from train.recipe import Recipe
+
+    Pipeline(load_config(Recipe, config, overrides or ()), Console(), resume=resume).run(until)
