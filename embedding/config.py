@@ -1,0 +1,167 @@
+"""The base of every configuration: strict types, unknown keys refused, YAML with ``extends:``, dotted overrides."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+class Config(BaseModel):
+    """A frozen pydantic model that refuses unknown keys and does not convert types silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load_config(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
+    """Read a YAML file into `cls`.
+
+    `extends: other.yaml` (relative to the file, else to the configs shipped with eyas) is read first and merged:
+    mappings deeply, everything else replaced. Then each override ``a.b.0.c=value`` is applied; its value is YAML.
+
+    Raises:
+        ValueError: the file is missing or no YAML mapping, `extends:` runs in a circle, an override has no `=` or names
+            no place, or a value does not fit `cls`; the message names the key, what was expected and close keys.
+    """
+    path = find_config(path)
+    values = _read_yaml(path, ())
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(cls, values, where=str(path))
+
+
+def parse_config(cls: type[C], values: dict[str, Any], where: str = "config") -> C:
+    """Validate plain values (as YAML gives them) into `cls`; `where` begins the message of the ValueError."""
+    try:
+        return cls.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        lines = [_explain(cls, detail) for detail in error.errors()]
+        raise ValueError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+def dump_config(config: Config) -> str:
+    """The YAML text of a config, defaults included, that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def find_config(path: Path | str) -> Path:
+    """The file itself, or the file of that name among the configs shipped with eyas (`.yaml` may be left out).
+
+    Raises:
+        ValueError: neither exists; names the shipped configs that are close.
+    """
+    path = Path(path)
+    for candidate in (path, CONFIGS / path, CONFIGS / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+    raise ValueError(f"{path}: no such config file{suggest(str(path), shipped)}")
+
+
+def suggest(name: str, valid: Sequence[str]) -> str:
+    """The tail of an error message about an unknown `name`: the close valid names, else all of them."""
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; valid: {', '.join(sorted(valid))}" if valid else ""
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ValueError(f"{path}: `extends:` runs in a circle: {' -> '.join(str(p) for p in (*seen, path))}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    beside = path.parent / str(parent)
+    base = _read_yaml(beside if beside.is_file() else find_config(str(parent)), (*seen, path.resolve()))
+    return _merge(base, values)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ValueError(f"override {override!r}: expected key=value, for example stages.0.steps=100")
+    *parents, last = path.split(".")
+    place: Any = values
+    for key in parents:
+        if isinstance(place, list):
+            place = place[_index(place, key, override)]
+        else:
+            if not isinstance(place.get(key), dict | list):
+                place[key] = {}
+            place = place[key]
+    value = yaml.safe_load(text)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _index(place: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise ValueError(f"override {override!r}: {key!r} is not a position in a list of {len(place)}")
+    return int(key)
+
+
+def _explain(cls: type[Config], detail: Any) -> str:
+    """One line for one pydantic error: the dotted key, what was expected, the value."""
+    *parents, last = detail["loc"] or ("",)
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{suggest(str(last), _fields(cls, parents))}"
+    if detail["type"] == "missing":
+        return f"{key}: is required and missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}, got {detail['input']!r}" if key else message
+
+
+def _fields(cls: Any, location: Sequence[str | int]) -> list[str]:
+    """The field names valid at a place of `cls`; walks unions and lists; a union's tag picks the member."""
+    found: list[Any] = [cls]
+    for part in location:
+        annotations: list[Any] = []
+        for model in found:
+            fields = getattr(model, "model_fields", {})
+            if part in fields:
+                annotations.append(fields[part].annotation)
+            elif not isinstance(part, int):
+                annotations.append(model)  # the tag of a discriminated union stands in the location
+        tagged = [m for m in _models(annotations) if part in _tags(m)]
+        found = tagged or _models(annotations) or found
+    return sorted({name for model in found for name in model.model_fields})
+
+
+def _models(annotations: Sequence[Any]) -> list[type[Config]]:
+    models: list[type[Config]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            models.append(annotation)
+        models.extend(_models(get_args(annotation)))
+    return models
+
+
+def _tags(model: type[Config]) -> tuple[Any, ...]:
+    return tuple(tag for field in model.model_fields.values() for tag in get_args(field.annotation))

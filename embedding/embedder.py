@@ -1,0 +1,337 @@
+"""The Embedder: a backbone, a pooling, optional dense heads, and L2 normalisation. Teacher and student alike.
+
+Shapes: N texts, L tokens of the longest, D width of the vectors.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, cast, get_args
+
+import numpy as np
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from embedding.attention import kernel_runs, packed_mode
+from embedding.instruction import BARE, Role, Template
+from embedding.layout import DenseSpec, Layout, read_layout, require_weights, resolve_model, write_layout
+from embedding.pooling import Pooling, normalize, pool, pool_packed
+from embedding.tokens import PROBE, cut, pack, pad, plan_chunks, specials, tokenize
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    activation.__name__: activation for activation in (nn.Identity, nn.Tanh, nn.GELU, nn.ReLU, nn.SiLU)
+}
+# Padded tokens a chunk when nobody measured: about what keeps a device busy without leaving its caches.
+TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
+
+
+class Dense(nn.Module):
+    """A sentence-transformers Dense module on pooled vectors: activation(linear(x))."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, activation: str) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"Dense activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.linear(x_ND.to(self.linear.weight.dtype)))
+        return out
+
+    def spec(self, folder: str) -> DenseSpec:
+        """What the layout keeps of this module when it is saved in `folder`."""
+        linear = self.linear
+        activation = type(self.activation).__name__
+        return DenseSpec(folder, linear.in_features, linear.out_features, linear.bias is not None, activation)
+
+
+class Embedder(nn.Module):
+    """Texts to unit vectors. Everything that turns ids into a vector is here, in one place, for teacher and student."""
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: Pooling,
+        *,
+        max_tokens: int,
+        template: Template = BARE,
+        prompts: dict[str, str] | None = None,
+        dense: Sequence[Dense] = (),
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling {pooling!r}: expected one of {', '.join(get_args(Pooling))}")
+        self.backbone = backbone
+        self.backbone.config.use_cache = False
+        if getattr(backbone, "pooler", None) is not None:
+            backbone.register_module(
+                "pooler", None
+            )  # BERT's own pooling head: never used, and it would get no gradient
+        self.dense = nn.ModuleList(dense)
+        self.tokenizer = tokenizer
+        self.pooling: Pooling = pooling
+        self.max_tokens = max_tokens
+        self.template = template
+        self.prompts = prompts or {}
+        self.normalize = normalize
+        self.specials = specials(tokenizer)
+
+    @property
+    def heads(self) -> list[Dense]:
+        """The dense modules after pooling, in order."""
+        return cast(list[Dense], list(self.dense))
+
+    @property
+    def width(self) -> int:
+        """D, the width of the vectors."""
+        return self.heads[-1].linear.out_features if self.heads else int(self.backbone.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether a token's state is blind to later tokens: tried on two short texts, not read off a config flag
+        (loaders set `config.is_causal`, and what that does depends on the version)."""
+        before = self.training
+        self.eval()
+        try:
+            ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=self.device) % self.backbone.config.vocab_size
+            with torch.no_grad():
+                states = self.backbone(input_ids=ids).last_hidden_state.float()
+        finally:
+            self.train(before)
+        return torch.allclose(states[0, :2], states[1, :2], atol=1e-5)
+
+    @cached_property
+    def _position_offset(self) -> int:
+        """RoBERTa-like models number positions from the padding index + 1."""
+        embeddings: Any = getattr(self.backbone, "embeddings", None)
+        has_offset = hasattr(embeddings, "create_position_ids_from_input_ids")
+        return int(embeddings.padding_idx) + 1 if has_offset else 0
+
+    def forward(self, input_ids_NL: Tensor, attention_mask_NL: Tensor) -> Tensor:
+        """Padded ids and mask, either padding side -> [N, D] fp32, unit norm where the model normalises."""
+        positions_NL = (attention_mask_NL.cumsum(dim=1) - 1).clamp(min=0) + self._position_offset
+        hidden_NLD = self.backbone(
+            input_ids=input_ids_NL, attention_mask=attention_mask_NL, position_ids=positions_NL
+        ).last_hidden_state
+        return self._head(pool(hidden_NLD, attention_mask_NL, self.pooling))
+
+    def embed_rows(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """One chunk of id rows, already cut -> [n, D] on the model's device; differentiable.
+
+        Packed without padding where the variable-length kernel runs, padded on the right otherwise.
+        """
+        return self._packed(rows) if self.packs else self._padded(rows)
+
+    @property
+    def packs(self) -> bool:
+        """Whether chunks run packed: on CUDA, in half precision (the weights' or autocast's), no attention dropout."""
+        if not torch.is_autocast_enabled(self.device.type):
+            probe = torch.empty(0, device=self.device, dtype=self.backbone.dtype)
+        else:
+            probe = torch.empty(0, device=self.device, dtype=torch.get_autocast_dtype(self.device.type))
+        dropout = getattr(self.backbone.config, "attention_probs_dropout_prob", 0.0) if self.training else 0.0
+        return kernel_runs(probe) and not dropout
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> Tensor:
+        ids_NL, mask_NL = (x.to(self.device, non_blocking=True) for x in pad(rows, self.tokenizer.pad_token_id or 0))
+        if not self.causal:
+            return self.forward(ids_NL, mask_NL)
+        # Right padding lies in the future of every token, so a causal model needs no mask: attention stays on its
+        # fast path.
+        hidden_NLD = self.backbone(input_ids=ids_NL).last_hidden_state
+        return self._head(pool(hidden_NLD, mask_NL, self.pooling))
+
+    def _packed(self, rows: Sequence[np.ndarray]) -> Tensor:
+        ids_T, starts_N1 = pack(rows)
+        positions_T = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows])) + self._position_offset
+        ids_T, starts_N1, positions_T = (x.to(self.device, non_blocking=True) for x in (ids_T, starts_N1, positions_T))
+        longest = max(len(row) for row in rows)
+        with packed_mode(self.backbone):
+            hidden_1TD = self.backbone(
+                input_ids=ids_T[None],
+                position_ids=positions_T[None],
+                cu_seq_lens_q=starts_N1,
+                cu_seq_lens_k=starts_N1,
+                max_length_q=longest,
+                max_length_k=longest,
+            ).last_hidden_state
+        return self._head(pool_packed(hidden_1TD[0], starts_N1, self.pooling))
+
+    def _head(self, pooled_ND: Tensor) -> Tensor:
+        for dense in self.heads:
+            pooled_ND = dense(pooled_ND)
+        return normalize(pooled_ND) if self.normalize else pooled_ND.to(torch.float32)
+
+    def tokenize(self, texts: Sequence[str], prompts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of prompt + text + special tokens, whole: int32 [length] each."""
+        return tokenize(self.tokenizer, prompts, texts)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str = "",
+        role: Role | None = None,
+        token_budget: int | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Vectors of texts: float32 [N, D], in the order given.
+
+        `role` defaults to query where there is an instruction and to document where there is none.
+
+        Raises:
+            ValueError: `texts` is one string, or a text is not a string.
+        """
+        if isinstance(texts, str):
+            raise ValueError("encode() got one string; expected a list of texts: encode([text])")
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"text {position} is a {type(text).__name__}: {text!r}; expected a string")
+        prompt = self.template.prompt(role or ("query" if instruction else "document"), instruction)
+        ids = self.tokenize(texts, [prompt] * len(texts))
+        return self.encode_ids(ids, token_budget=token_budget, progress=progress)
+
+    def encode_ids(
+        self, ids: Sequence[np.ndarray], *, token_budget: int | None = None, progress: bool = False
+    ) -> np.ndarray:
+        """Vectors of whole id rows, cut here to `max_tokens`: float32 [N, D], in the order given."""
+        vectors_ND = np.empty((len(ids), self.width), dtype=np.float32)
+        rows = [cut(row, self.max_tokens, len(self.specials.after)) for row in ids]
+        lengths_N = np.array([len(row) for row in rows], dtype=np.int64)
+        chunks = plan_chunks(lengths_N, token_budget or TOKEN_BUDGET.get(self.device.type, 16_384))
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for chunk in track(chunks, "encoding", disable=not progress, transient=True):
+                    vectors_ND[chunk] = self.embed_rows([rows[i] for i in chunk]).float().cpu().numpy()
+        finally:
+            self.train(training)
+        return vectors_ND
+
+    def identity(self) -> dict[str, Any]:
+        """Every fact that determines a vector, as JSON values, for fingerprints."""
+        return {
+            "weights": self._weights_digest(),
+            "tokenizer": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "dense": [asdict(dense.spec("")) for dense in self.heads],
+            "template": self.template.model_dump(),
+            "max_tokens": self.max_tokens,
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+        }
+
+    def _weights_digest(self) -> str:
+        digest = hashlib.sha256(type(self.backbone).__name__.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        pooling: Pooling | None = None,
+        template: Template | None = None,
+        max_tokens: int | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load a sentence-transformers folder, a plain Hugging Face encoder or decoder, or either from the hub.
+
+        Args:
+            name: a folder, a hub id, or `package:NAME/FOLDER` (a folder inside an installed Python package).
+            pooling, template, max_tokens: override what the folder says; a plain model needs `pooling`.
+
+        Raises:
+            ValueError: no such model, no weights in it, weights that do not fit, or a pooling that nobody gave.
+        """
+        folder = resolve_model(str(name), revision)
+        layout = read_layout(folder)
+        pooling = pooling or layout.pooling
+        if pooling is None:
+            raise ValueError(f"{name}: a plain model folder does not say how it pools; give pooling: last, mean or cls")
+        inner = folder / layout.transformer
+        require_weights(inner)
+        tokenizer = AutoTokenizer.from_pretrained(inner, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(inner, trust_remote_code=trust_remote_code)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # its report of missing keys; ours below refuses them
+        try:
+            backbone, info = AutoModel.from_pretrained(
+                inner,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{inner}: cannot load the weights: {str(error).splitlines()[0]}") from error
+        finally:
+            logging.set_verbosity(verbosity)
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise ValueError(f"{inner}: the weights lack {', '.join(missing[:3])} ({len(missing)} in all)")
+        positions = int(getattr(backbone.config, "max_position_embeddings", tokenizer.model_max_length))
+        embedder = cls(
+            backbone,
+            tokenizer,
+            pooling,
+            max_tokens=max_tokens or layout.max_tokens or min(positions, tokenizer.model_max_length),
+            template=template or layout.template,
+            prompts=layout.prompts,
+            dense=[_load_dense(folder, spec) for spec in layout.dense],
+            normalize=layout.normalize,
+        )
+        return embedder.eval()
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write a folder that sentence-transformers, AutoModel, AutoTokenizer and servers of that layout load as is.
+
+        Raises:
+            ValueError: the saved tokenizer, read back, gives other ids (then a server would embed other vectors).
+        """
+        folder = Path(folder)
+        self.backbone.save_pretrained(folder)
+        limit = self.tokenizer.model_max_length
+        self.tokenizer.model_max_length = self.max_tokens
+        try:
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.model_max_length = limit
+        again = AutoTokenizer.from_pretrained(folder)(PROBE)["input_ids"]
+        if again != self.tokenizer(PROBE)["input_ids"]:
+            raise ValueError(f"{folder}: the saved tokenizer reads back with other special tokens; found {again}")
+        specs = [dense.spec(f"{i + 2}_Dense") for i, dense in enumerate(self.heads)]
+        for spec, dense in zip(specs, self.heads, strict=True):
+            (folder / spec.folder).mkdir(exist_ok=True)
+            weights = {f"linear.{key}": value.contiguous() for key, value in dense.linear.state_dict().items()}
+            save_file(weights, folder / spec.folder / "model.safetensors")
+        prompts = {"query": self.template.prompt("query"), "document": self.template.document, **self.prompts}
+        layout = Layout("", self.pooling, tuple(specs), self.normalize, self.max_tokens, prompts, self.template)
+        write_layout(folder, layout, int(self.backbone.config.hidden_size))
+
+
+def _load_dense(folder: Path, spec: DenseSpec) -> Dense:
+    require_weights(folder / spec.folder)
+    dense = Dense(spec.in_features, spec.out_features, spec.bias, spec.activation)
+    dense.load_state_dict(load_file(folder / spec.folder / "model.safetensors"))
+    return dense

@@ -1,0 +1,151 @@
+"""Files that are whole or absent: atomic writes, manifests with the fingerprint of what made them, content keys."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of the SHA-256 of `value` as canonical JSON (sorted keys; paths as text, configs as mappings)."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot fingerprint a {type(value).__name__}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` aside, fsync, and rename onto `path`: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON; configs and paths become mappings and text."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: the file is not valid JSON.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it to have it made again") from None
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that, when the block ends well, is fsynced and renamed onto `path`.
+
+    An older folder at `path` is replaced only then. When the block raises, the temporary folder is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside.mkdir()
+    try:
+        yield aside
+        for file in sorted(aside.rglob("*")):
+            sync_folder(file) if file.is_dir() else _sync_file(file)
+        sync_folder(aside)
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            path.rename(old)
+            aside.rename(path)
+            shutil.rmtree(old)
+        else:
+            aside.rename(path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's entries (creations, renames) durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, made_from: Mapping[str, Any], **facts: Any) -> None:
+    """Write `folder/manifest.json`: what made the folder, its fingerprint, and any facts about the result."""
+    write_json(folder / MANIFEST, {"fingerprint": fingerprint(made_from), "made_from": dict(made_from), **facts})
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none."""
+    path = folder / MANIFEST
+    return dict(read_json(path)) if path.is_file() else None
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """One line for each key whose value differs, nested keys dotted: ``student.layers: expected 4, found 6``."""
+    lines: list[str] = []
+    for key in sorted({*expected, *found}):
+        want, have = expected.get(key), found.get(key)
+        if isinstance(want, Mapping) and isinstance(have, Mapping):
+            lines += [f"{key}.{line}" for line in differences(want, have)]
+        elif _canonical(want) != _canonical(have):
+            lines.append(f"{key}: expected {_canonical(want)}, found {_canonical(have)}")
+    return lines
+
+
+def content_key(*parts: str) -> bytes:
+    """BLAKE2b-128 (RFC 7693) of the parts, each preceded by its length, so that no two splits share a key."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()
+
+
+def content_keys(prompts: Iterable[str], texts: Iterable[str]) -> np.ndarray:
+    """The content keys of (prompt, text) pairs as uint64 [N, 2]: equal rows are equal pairs."""
+    data = b"".join(content_key(prompt, text) for prompt, text in zip(prompts, texts, strict=True))
+    return np.frombuffer(data, dtype="<u8").reshape(-1, 2)
