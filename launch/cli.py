@@ -19,8 +19,8 @@ EXTRAS = {"mteb": "eval", "sentence_transformers": "eval", "matplotlib": "eval",
 class Commands(TyperGroup):
     """Turns what the user can mend into one clear line and exit code 2; a bug keeps its traceback and exit code 1."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
-        """Run the chosen command.
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command; `ctx` is the context of typer's own copy of click, which has no public name.
 
         Raises:
             typer.Exit: 2 for an error the user can mend, 130 after an interrupt (the shells' code for SIGINT).
