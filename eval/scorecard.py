@@ -1,0 +1,170 @@
+"""What the student kept of its teacher: one dict for `scorecard.json`, a terminal table, Markdown for a model card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from eval.evaluate import Scores, failures, means
+from eval.kinds import KIND_NAMES, KINDS
+
+MODELS = ("teacher", "untrained", "student")
+Scorecard = dict[str, Any]
+"""JSON: {suite, facts, templates, tasks, kinds, retention, means, failed, seconds}."""
+
+
+def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mapping[str, Any] | None = None) -> Scorecard:
+    """Three evaluations of one suite side by side; `facts` (sizes, widths, step...) are kept as they are.
+
+    Retention is student / teacher, None where the teacher's score is not positive. `means.retention` is the mean of
+    the kinds' retentions; `means.recovered` is (student - untrained) / (teacher - untrained) of Mean(TaskType): an
+    untrained student already scores something, and a share of the teacher's score alone hides that. A task that failed
+    for one of the three counts for none.
+
+    Raises:
+        ValueError: the three evaluations are not of the same tasks.
+    """
+    all_scores = dict(zip(MODELS, (teacher, untrained, student), strict=True))
+    failed = {
+        name: {model: why[name] for model in MODELS if name in (why := failures(all_scores[model]))}
+        for name in sorted({name for scores in all_scores.values() for name in failures(scores)})
+    }
+    names = [name for name in student["tasks"] if name not in failed]
+    for model, scores in all_scores.items():
+        if absent := [name for name in names if name not in scores["tasks"]]:
+            raise ValueError(
+                f"the {model}'s scores lack {', '.join(absent)}: the three evaluations are of different suites"
+            )
+    tasks: dict[str, dict[str, Any]] = {}
+    for name in names:
+        values = {model: all_scores[model]["tasks"][name]["score"] for model in MODELS}
+        shown = {key: student["tasks"][name][key] for key in ("kind", "metric", "instruction")}
+        tasks[name] = shown | values | {"retention": share(values["student"], values["teacher"])}
+    averages = {
+        model: means({name: {"kind": task["kind"], "score": task[model]} for name, task in tasks.items()})
+        for model in MODELS
+    }
+    kinds = {kind: {model: averages[model]["kinds"][kind] for model in MODELS} for kind in averages["student"]["kinds"]}
+    retention = {kind: share(of["student"], of["teacher"]) for kind, of in kinds.items()}
+    known = [value for value in retention.values() if value is not None]
+    of_type = {model: averages[model]["means"]["task_type"] for model in MODELS}
+    return {
+        "suite": student["suite"],
+        "facts": dict(facts or {}),
+        "templates": {model: all_scores[model]["template"] for model in MODELS},
+        "tasks": tasks,
+        "kinds": kinds,
+        "retention": retention,
+        "means": {
+            "task": {model: averages[model]["means"]["task"] for model in MODELS},
+            "task_type": of_type,
+            "retention": float(np.mean(known)) if known else None,
+            "recovered": _recovered(of_type),
+        },
+        "failed": failed,
+        "seconds": {model: all_scores[model]["seconds"]["total"] for model in MODELS},
+    }
+
+
+def share(student: float, teacher: float) -> float | None:
+    """student / teacher; None where a share of the teacher's score means nothing."""
+    return student / teacher if teacher > 0 else None
+
+
+def _recovered(of: Mapping[str, float | None]) -> float | None:
+    teacher, untrained, student = (of[model] for model in MODELS)
+    if teacher is None or untrained is None or student is None or teacher <= untrained:
+        return None
+    return (student - untrained) / (teacher - untrained)
+
+
+def rows(card: Scorecard) -> list[tuple[str, ...]]:
+    """The card as rows of text: task, metric, teacher, untrained, student, retention; ending with the means."""
+    lines: list[tuple[str, ...]] = []
+    ordered = sorted(card["tasks"].items(), key=lambda item: (KIND_NAMES.index(item[1]["kind"]), item[0]))
+    for name, task in ordered:
+        lines.append((name, task["metric"], *(number(task[model]) for model in MODELS), percent(task["retention"])))
+    for name, key in (("Mean(Task)", "task"), ("Mean(TaskType)", "task_type")):
+        of = card["means"][key]
+        known = of["student"] is not None
+        lines.append(
+            (
+                name,
+                "",
+                *(number(of[m]) for m in MODELS),
+                percent(share(of["student"], of["teacher"]) if known else None),
+            )
+        )
+    return lines
+
+
+def number(value: float | None) -> str:
+    """A score on the 0 to 100 scale that MTEB's tables use."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def percent(value: float | None) -> str:
+    """A share."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def summary(card: Scorecard) -> str:
+    """The card in one line."""
+    mean = card["means"]
+    return (
+        f"kept {percent(mean['retention'])} of the teacher's scores, recovered {percent(mean['recovered'])} of the gap"
+    )
+
+
+HEADER = ("task", "metric", "teacher", "untrained", "student", "kept")
+
+
+def terminal_table(card: Scorecard) -> Table:
+    """The card for a terminal, with the failed tasks and their reasons below."""
+    table = Table(
+        title=f"Scorecard: {card['suite']}", title_justify="left", caption=summary(card), caption_justify="left"
+    )
+    for column in HEADER:
+        table.add_column(column, justify="left" if column in HEADER[:2] else "right", no_wrap=True)
+    lines = rows(card)
+    for at, line in enumerate(lines):
+        table.add_row(*line, style="bold" if at >= len(lines) - 2 else None, end_section=at == len(lines) - 3)
+    for name, why in card["failed"].items():
+        table.add_row(name, Text("; ".join(dict.fromkeys(why.values())), overflow="fold"), style="red")
+    return table
+
+
+def scores_table(scores: Scores) -> Table:
+    """One evaluation for a terminal."""
+    table = Table(title=f"Scores: {scores['suite']}", title_justify="left")
+    for column in ("task", "metric", "score"):
+        table.add_column(column, justify="right" if column == "score" else "left")
+    for name, task in scores["tasks"].items():
+        if "failed" in task:
+            table.add_row(name, f"failed: {task['failed']}", "–", style="red")
+        else:
+            table.add_row(name, task["metric"], number(task["score"]))
+    table.add_section()
+    table.add_row("Mean(Task)", "", number(scores["means"]["task"]), style="bold")
+    table.add_row("Mean(TaskType)", "", number(scores["means"]["task_type"]), style="bold")
+    return table
+
+
+def markdown(card: Scorecard) -> str:
+    """The card for a model card."""
+    titles = sorted(card["retention"], key=KIND_NAMES.index)
+    lines = [
+        f"Suite `{card['suite']}`: {summary(card)}.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|---|---|---:|---:|---:|---:|",
+        *("| " + " | ".join(line) + " |" for line in rows(card)),
+        "",
+        "Kept by kind: "
+        + ", ".join(f"{KINDS[kind].title} {percent(card['retention'][kind])}" for kind in titles)
+        + ".",
+    ]
+    lines += [f"\nFailed: `{name}`: {'; '.join(dict.fromkeys(why.values()))}." for name, why in card["failed"].items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,87 @@
+"""The arithmetic of the scorecard, by hand."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from eval.evaluate import means
+from eval.scorecard import markdown, number, scorecard, scores_table, terminal_table
+
+
+def scores(failed: dict[str, str] | None = None, **of: float) -> dict[str, Any]:
+    kinds = {"a": "retrieval", "b": "retrieval", "c": "sts", "d": "clustering"}
+    tasks: dict[str, dict[str, Any]] = {
+        name: {"kind": kinds[name], "metric": "m", "instruction": "i", "score": score} for name, score in of.items()
+    }
+    tasks |= {name: {"kind": kinds[name], "metric": "m", "failed": why} for name, why in (failed or {}).items()}
+    return {"suite": "s", "template": {}, "tasks": tasks, **means(tasks), "seconds": {"total": 1.0}}
+
+
+def test_means_over_tasks_and_over_kinds() -> None:
+    found = scores(a=0.2, b=0.4, c=0.9)
+    assert found["kinds"] == pytest.approx({"retrieval": 0.3, "sts": 0.9})
+    assert found["means"] == pytest.approx({"task": 0.5, "task_type": 0.6})
+
+
+def test_retention_and_recovery() -> None:
+    card = scorecard(scores(a=0.5, b=0.3, c=0.8), scores(a=0.1, b=0.1, c=0.4), scores(a=0.4, b=0.2, c=0.6), {"dim": 3})
+    assert card["tasks"]["a"]["retention"] == pytest.approx(0.8)
+    assert card["retention"] == pytest.approx({"retrieval": 0.3 / 0.4, "sts": 0.75})
+    assert card["means"]["task"] == pytest.approx({"teacher": 1.6 / 3, "untrained": 0.2, "student": 0.4})
+    assert card["means"]["task_type"] == pytest.approx({"teacher": 0.6, "untrained": 0.25, "student": 0.45})
+    assert card["means"]["retention"] == pytest.approx(0.75)
+    assert card["means"]["recovered"] == pytest.approx((0.45 - 0.25) / (0.6 - 0.25))
+    assert card["facts"] == {"dim": 3}
+
+
+def test_a_task_that_failed_for_one_counts_for_none() -> None:
+    card = scorecard(scores(a=0.5, c=0.8), scores(a=0.1, c=0.4), scores(a=0.4, failed={"c": "NaN vectors"}))
+    assert set(card["tasks"]) == {"a"}
+    assert card["failed"] == {"c": {"student": "NaN vectors"}}
+    assert card["means"]["task_type"]["teacher"] == pytest.approx(0.5)
+
+
+def test_no_share_of_a_score_that_is_not_positive() -> None:
+    card = scorecard(scores(a=-0.1, c=0.5), scores(a=0.0, c=0.1), scores(a=0.2, c=0.4))
+    assert card["tasks"]["a"]["retention"] is None
+    assert card["retention"] == {"retrieval": None, "sts": pytest.approx(0.8)}
+    assert card["means"]["retention"] == pytest.approx(0.8)
+
+
+def test_nothing_to_recover_where_the_untrained_student_beats_the_teacher() -> None:
+    assert scorecard(scores(a=0.2), scores(a=0.3), scores(a=0.3))["means"]["recovered"] is None
+
+
+def test_every_task_failed() -> None:
+    broken = scores(failed={"a": "no data"})
+    card = scorecard(broken, broken, broken)
+    assert card["means"] == {
+        "task": {"teacher": None, "untrained": None, "student": None},
+        "task_type": {"teacher": None, "untrained": None, "student": None},
+        "retention": None,
+        "recovered": None,
+    }
+    assert "no data" in shown(terminal_table(card))
+
+
+def test_different_suites_are_refused() -> None:
+    with pytest.raises(ValueError, match="the teacher's scores lack c"):
+        scorecard(scores(a=0.5), scores(a=0.1, c=0.2), scores(a=0.4, c=0.3))
+
+
+def shown(table: Any) -> str:
+    console = Console(width=120, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_tables_show_tasks_and_means() -> None:
+    card = scorecard(scores(a=0.5, c=0.8), scores(a=0.1, c=0.4), scores(a=0.4, c=0.6))
+    for text in (shown(terminal_table(card)), markdown(card)):
+        for part in ("a", "50.0", "40.0", "80.0 %", "Mean(TaskType)", "recovered 62.5 % of the gap"):
+            assert part in text
+    assert "| a | m | 50.0 | 10.0 | 40.0 | 80.0 % |" in markdown(card)
+    assert "failed: no data" in shown(scores_table(scores(a=0.5, failed={"c": "no data"})))
+    assert number(None) == "–"
