@@ -10,6 +10,7 @@ Shapes: H query heads, K key-value heads, T tokens, d head width, N texts.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def _one_by_one(
 ) -> Tensor:
     out = []
     bounds = starts_N1.tolist()
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query, key, value))
         mask = None
         if window is not None:

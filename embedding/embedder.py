@@ -42,6 +42,7 @@ class Dense(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x_ND: Tensor) -> Tensor:
+        """[N, in_features] -> [N, out_features]."""
         out: Tensor = self.activation(self.linear(x_ND.to(self.linear.weight.dtype)))
         return out
 
@@ -97,6 +98,7 @@ class Embedder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the backbone is."""
         return self.backbone.device
 
     @cached_property
@@ -273,7 +275,7 @@ class Embedder(nn.Module):
         tokenizer = AutoTokenizer.from_pretrained(inner, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(inner, trust_remote_code=trust_remote_code)
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # its report of missing keys; ours below refuses them
+        logging.set_verbosity(40)  # errors only: silences its report of missing keys; ours below refuses them
         try:
             backbone, info = AutoModel.from_pretrained(
                 inner,

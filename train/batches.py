@@ -1,0 +1,232 @@
+"""The sampler: batch(step) as a pure function of the seed, the step and the data. Nothing is remembered between steps.
+
+The sequence of global batches is the same for any number of ranks, and any step can be jumped to at once.
+
+Shapes: B rows of a batch, N distinct texts in it, K distinct documents, X pairs, W ranks, n texts on each rank.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.tables import Examples, Texts, Tokens
+from embedding.tokens import cut, plan_chunks
+from train.losses import PART_BITS
+from train.permutation import mix_int, permute
+
+SLOTS = 4_096
+"""Resolution of the mixture: a source's share is rounded to 1 / SLOTS."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch, as positions into its own distinct texts; `train.losses.Views` explains the fields."""
+
+    step: int
+    text_N: np.ndarray
+    """Rows of the texts table, distinct, ascending."""
+    length_N: np.ndarray
+    """Tokens of each text after the cut."""
+    part_N: np.ndarray
+    query_B: np.ndarray
+    document_K: np.ndarray
+    positive_B: np.ndarray
+    excluded_X2: np.ndarray
+    query_group_B: np.ndarray
+    document_group_K: np.ndarray
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a batch's texts are spread over ranks: neighbours in length go to different ranks, so tokens balance."""
+
+    mine_n: np.ndarray
+    """This rank's texts, positions into the batch, longest first; the last ones may repeat a text as filler."""
+    filler_n: np.ndarray
+    """True where a text only fills up the rank's share."""
+    where_N: np.ndarray
+    """Where each text stands among the gathered rows of all ranks."""
+    longest_n: np.ndarray
+    """The longest length over the ranks in each place: chunks planned from it are equally many on every rank."""
+
+    def chunks(self, token_budget: int) -> list[np.ndarray]:
+        """Places [.] of each chunk among this rank's texts."""
+        return plan_chunks(self.longest_n, token_budget)
+
+
+def share(length_N: np.ndarray, rank: int, world: int) -> Share:
+    """Deal a batch's texts to `world` ranks by length, back and forth, so that every rank gets about as many tokens."""
+    order = np.argsort(-length_N, kind="stable")
+    per_rank = -(-len(order) // world)
+    fillers = per_rank * world - len(order)
+    filled = np.concatenate([order, np.repeat(order[-1:], fillers)]).reshape(per_rank, world)
+    filler = (np.arange(per_rank * world) >= len(order)).reshape(per_rank, world)
+    for table in (filled, filler):
+        table[1::2] = table[1::2, ::-1].copy()
+    where_N = np.empty(len(order), dtype=np.int64)
+    place, owner = np.nonzero(~filler)
+    where_N[filled[place, owner]] = owner * per_rank + place
+    return Share(filled[:, rank], filler[:, rank], where_N, length_N[filled].max(axis=1))
+
+
+class Sampler:
+    """Batches of one stage over one prepared data set."""
+
+    def __init__(
+        self,
+        texts: Texts,
+        examples: Examples,
+        tokens: Tokens,
+        *,
+        seed: int,
+        batch_size: int,
+        max_tokens: int,
+        negatives: int = 0,
+        weights: Mapping[str, float] | None = None,
+        alpha: float = 1.0,
+        one_source: bool = True,
+    ) -> None:
+        """`weights`: share of each named source, others are left out; None: size ** `alpha`.
+
+        `one_source`: a batch's rows come from one source, so that in-batch negatives share its task.
+
+        Raises:
+            ValueError: an unknown source, or a batch larger than the rows it is drawn from.
+        """
+        self.texts, self.examples, self.tokens = texts, examples, tokens
+        self.seed, self.batch_size, self.max_tokens, self.negatives = seed, batch_size, max_tokens, negatives
+        self.one_source = one_source
+        names = examples.source_names
+        sizes = np.bincount(examples.sources, minlength=len(names))
+        unknown = sorted(set(weights or {}) - set(names))
+        if unknown:
+            raise ValueError(f"mixture: no source named {unknown[0]!r}; the data has {', '.join(names)}")
+        raw = np.array([(weights or {}).get(n, 0.0) for n in names]) if weights else np.where(sizes, sizes**alpha, 0.0)
+        self._rows = [np.flatnonzero(examples.sources == source) for source in range(len(names))]
+        for source in np.flatnonzero(raw):
+            limit = int(sizes[source]) if one_source else int(sizes[raw > 0].sum())
+            if batch_size > limit:
+                what = f"source {names[source]!r}" if one_source and len(names) > 1 else "the data"
+                raise ValueError(f"batch_size {batch_size}: {what} has {limit} rows; set batch_size to at most {limit}")
+        self._source_of, self._seen, self._quota = _schedule(raw, seed)
+        self.rows_per_epoch = int(sizes[raw > 0].sum())
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step."""
+        rows, epochs = self._draw(step)
+        return self._build(step, rows, epochs)
+
+    def ids(self, text: int) -> np.ndarray:
+        """The tokens of a text, cut to the stage's length with the EOS kept: int32."""
+        return cut(self.tokens.ids(text), self.max_tokens, self.tokens.suffix)
+
+    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The example rows of a step and the epoch each belongs to."""
+        size = self.batch_size
+        if self.one_source:
+            turn_B = np.full(size, step)
+        else:
+            turn_B = step * size + np.arange(size)
+        period, slot = np.divmod(turn_B, SLOTS)
+        source = self._source_of[slot]
+        at = period * self._quota[source] + self._seen[slot]
+        if self.one_source:
+            at = at * size + np.arange(size)
+        rows, epochs = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+        for s in np.unique(source):
+            mine = np.flatnonzero(source == s)
+            epochs[mine], within = np.divmod(at[mine], len(self._rows[s]))
+            for epoch in np.unique(epochs[mine]):
+                now = epochs[mine] == epoch
+                shuffled = permute(within[now], len(self._rows[s]), mix_int(self.seed, int(s), int(epoch)))
+                rows[mine[now]] = self._rows[s][shuffled]
+        return rows, epochs
+
+    def _build(self, step: int, rows: np.ndarray, epochs: np.ndarray) -> Batch:
+        query, positive, owner, negative, also = [], [], [], [], []
+        for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True):
+            positives, negatives = self.examples.positives_of(row), self.examples.negatives_of(row)
+            query.append(self.examples.queries[row])
+            if not len(positives):
+                continue
+            turn = mix_int(self.seed, row, epoch)
+            owner.append(len(query) - 1)
+            positive.append(positives[turn % len(positives)])
+            also += [(len(owner) - 1, int(p)) for p in positives] if len(positives) > 1 else []
+            count = min(self.negatives, len(negatives))
+            negative += [negatives[(turn + j) % len(negatives)] for j in range(count)]
+        owner_B = np.array(owner, dtype=np.int64)
+        parts = [np.array(part, dtype=np.int64) for part in (query, positive, negative)]
+        text_N, inverse = np.unique(np.concatenate(parts), return_inverse=True)
+        query_at, positive_at, negative_at = np.split(inverse, np.cumsum([len(part) for part in parts])[:2])
+        part_N = np.zeros(len(text_N), dtype=np.int64)
+        for at, bit in zip((query_at, positive_at, negative_at), PART_BITS.values(), strict=True):
+            np.bitwise_or.at(part_N, at, bit)
+        document_K = np.unique(np.concatenate([positive_at, negative_at]))
+        positive_B = np.searchsorted(document_K, positive_at)
+        query_B, group_B = query_at[owner_B], self.examples.groups[rows[owner_B]]
+        group_K = np.full(len(document_K), -1, dtype=np.int64)
+        group_K[positive_B] = group_B
+        excluded = self._same_query(query_B, positive_B)
+        excluded |= self._other_positives(also, text_N[document_K])
+        excluded |= self._same_text(text_N[query_B], text_N[document_K])
+        excluded |= _second_groups(group_B, positive_B, group_K)
+        return Batch(
+            step=step,
+            text_N=text_N,
+            length_N=np.minimum(self.tokens.lengths[text_N], self.max_tokens),
+            part_N=part_N,
+            query_B=query_B,
+            document_K=document_K,
+            positive_B=positive_B,
+            excluded_X2=np.array(sorted(excluded), dtype=np.int64).reshape(-1, 2),
+            query_group_B=group_B,
+            document_group_K=group_K,
+        )
+
+    @staticmethod
+    def _same_query(query_B: np.ndarray, positive_B: np.ndarray) -> set[tuple[int, int]]:
+        """A query that stands in several rows is not contrasted with any of their positives."""
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for row, query in enumerate(query_B.tolist()):
+            rows_of[query].append(row)
+        return {
+            (i, int(positive_B[j])) for rows in rows_of.values() if len(rows) > 1 for i in rows for j in rows if i != j
+        }
+
+    @staticmethod
+    def _other_positives(also: list[tuple[int, int]], document_text_K: np.ndarray) -> set[tuple[int, int]]:
+        """A row's further positives, where the batch happens to hold them."""
+        place = {text: k for k, text in enumerate(document_text_K.tolist())}
+        return {(row, place[text]) for row, text in also if text in place}
+
+    def _same_text(self, query_text_B: np.ndarray, document_text_K: np.ndarray) -> set[tuple[int, int]]:
+        """A document with the query's own words is no negative."""
+        place = {self.texts.text(int(text)): k for k, text in enumerate(document_text_K)}
+        words = ((row, self.texts.text(int(text))) for row, text in enumerate(query_text_B))
+        return {(row, place[text]) for row, text in words if text in place}
+
+
+def _second_groups(group_B: np.ndarray, positive_B: np.ndarray, group_K: np.ndarray) -> set[tuple[int, int]]:
+    """A document keeps one group; where it is the positive of rows in several, the others are excluded pair by pair."""
+    second = np.flatnonzero((group_B >= 0) & (group_K[positive_B] != group_B))
+    return {(int(i), int(positive_B[j])) for j in second for i in np.flatnonzero(group_B == group_B[j])}
+
+
+def _schedule(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spread the sources over SLOTS turns by largest remainder, every source at least one turn, in a shuffled order.
+
+    Returns the source of each turn, how many earlier turns had the same source, and each source's number of turns.
+    """
+    exact = weights / weights.sum() * (SLOTS - np.count_nonzero(weights))
+    quota = np.floor(exact).astype(np.int64) + (weights > 0)
+    rest = SLOTS - int(quota.sum())
+    quota[np.argsort(np.floor(exact) - exact, kind="stable")[:rest]] += 1
+    source_of = np.repeat(np.arange(len(weights)), quota)[permute(np.arange(SLOTS), SLOTS, mix_int(seed, SLOTS))]
+    seen = np.empty(SLOTS, dtype=np.int64)
+    for source in range(len(weights)):
+        turns = np.flatnonzero(source_of == source)
+        seen[turns] = np.arange(len(turns))
+    return source_of, seen, quota

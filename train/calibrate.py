@@ -1,0 +1,100 @@
+"""Measured once per run: the chunk size that is fastest on this device, and what a token's activations weigh.
+
+Both choose how the machine is used, not what is computed; they are kept in the checkpoints, so that a resumed run makes
+the same chunks and ends bit for bit where the uninterrupted one would have.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from embedding.tokens import plan_chunks
+from train.recipe import ComputeConfig
+from train.step import Memory
+from train.student import Student
+
+CANDIDATES: dict[str, tuple[int, ...]] = {
+    "cpu": (1_024, 2_048, 4_096, 8_192),
+    "cuda": (16_384, 32_768, 65_536, 131_072),
+}
+"""Padded tokens of a chunk."""
+SAMPLE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
+
+
+def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfig) -> Memory:
+    """Choose the token budget and the memory for activations, from texts of the first batch.
+
+    Raises:
+        ValueError: the configured budget is under one text.
+    """
+    device = student.embedder.device
+    longest = max(len(row) for row in rows)
+    if config.token_budget is not None and config.token_budget < longest:
+        raise ValueError(
+            f"compute.token_budget {config.token_budget}: a text of this stage has {longest} tokens; raise the "
+            "budget or lower the stage's max_tokens"
+        )
+    sample = _sample(rows, SAMPLE_TOKENS.get(device.type, 16_384))
+    budget = config.token_budget or _fastest(student, sample, longest)
+    weight = _bytes_per_token(student, sample, budget)
+    activations = config.activation_gib * 2**30 if config.activation_gib else 0.5 * _free_bytes(device)
+    return Memory(budget, activations, weight)
+
+
+def _sample(rows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
+    """The first texts that hold about so many tokens."""
+    total = np.cumsum([len(row) for row in rows])
+    return list(rows[: int(np.searchsorted(total, tokens)) + 1])
+
+
+def _fastest(student: Student, sample: Sequence[np.ndarray], longest: int) -> int:
+    known = CANDIDATES.get(student.embedder.device.type, (4_096, 16_384))
+    candidates = [budget for budget in known if budget >= longest] or [longest]
+    _forward_backward(student, sample, candidates[0])
+    seconds = {budget: min(_forward_backward(student, sample, budget) for _ in range(2)) for budget in candidates}
+    return min(seconds, key=lambda budget: seconds[budget])
+
+
+def _forward_backward(student: Student, sample: Sequence[np.ndarray], budget: int) -> float:
+    chunks = plan_chunks(np.array([len(row) for row in sample]), budget)
+    _synchronize(student.embedder.device)
+    start = time.perf_counter()
+    vectors, projected = student([[sample[i] for i in chunk] for chunk in chunks], len(chunks))
+    (vectors.sum() + projected.sum()).backward()
+    _synchronize(student.embedder.device)
+    student.zero_grad(set_to_none=True)
+    return time.perf_counter() - start
+
+
+def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int) -> float:
+    """Bytes that the graph of one chunk keeps, per padded token, parameters not counted."""
+    lengths = np.array([len(row) for row in sample])
+    chunk = plan_chunks(lengths, budget)[0]
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
+    storages: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        vectors = student.embedder.embed_rows([sample[i] for i in chunk])
+    del vectors
+    return sum(storages.values()) / (len(chunk) * int(lengths[chunk].max()))
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

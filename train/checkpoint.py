@@ -1,0 +1,111 @@
+"""Checkpoints that are whole or absent: written aside, fsynced, renamed, verified by checksum, pruned to the last few.
+
+A checkpoint is a folder `step-00000100` with `model.safetensors`, `optimizer.safetensors` and `manifest.json`. Learning
+rate, data order and random numbers are functions of the step and the seed, so the step is all there is to say of them.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from embedding.files import differences, new_folder, read_manifest, sha256_file, write_manifest
+
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    facts: dict[str, Any]
+    """What the run chose for itself (the token budget, the best score so far) and must choose again on resume."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, made_from: Mapping[str, Any]) -> Path:
+    """Write one checkpoint atomically; returns its folder."""
+    path = folder / f"step-{checkpoint.step:08d}"
+    with new_folder(path) as aside:
+        save_file(checkpoint.model, aside / WEIGHTS)
+        save_file(checkpoint.optimizer, aside / OPTIMIZER)
+        sums = {name: sha256_file(aside / name) for name in (WEIGHTS, OPTIMIZER)}
+        write_manifest(aside, dict(made_from), step=checkpoint.step, facts=checkpoint.facts, sha256=sums)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first. Half-written ones carry another name."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
+
+
+def newest_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose checksums hold, and one line about each newer one that was set aside.
+
+    A damaged folder is renamed to `damaged-...`, so that it is neither used nor lost.
+
+    Raises:
+        ValueError: it was made by another recipe or from other data; names the fields that differ.
+    """
+    notes: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        manifest, reason = _verify(path)
+        if reason is not None:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            notes.append(f"{path}: {reason}; set aside as {aside.name}, going back to the one before")
+            continue
+        differ = differences(made_from, manifest["made_from"])
+        if differ:
+            raise ValueError(
+                f"{path}: made by another recipe or data ({'; '.join(differ[:3])}); give the run another name, or "
+                "remove its checkpoints to start over"
+            )
+        return Checkpoint(
+            manifest["step"], load_file(path / WEIGHTS), load_file(path / OPTIMIZER), manifest["facts"]
+        ), notes
+    return None, notes
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep`."""
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: `parameter number.entry`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{key}": value for number, entries in state.items() for key, value in entries.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved tensors back; the groups' settings stay those of the recipe."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _verify(path: Path) -> tuple[dict[str, Any], str | None]:
+    try:
+        manifest = read_manifest(path)
+    except ValueError as error:
+        return {}, str(error)
+    if manifest is None:
+        return {}, "has no manifest"
+    for name, expected in manifest["sha256"].items():
+        if not (path / name).is_file():
+            return manifest, f"lacks {name}"
+        if sha256_file(path / name) != expected:
+            return manifest, f"{name} does not match its checksum"
+    return manifest, None

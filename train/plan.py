@@ -1,0 +1,100 @@
+"""What will be trained, checked before anything runs: every stage with its sampler and its steps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data_prep.tables import Examples, Texts, Tokens
+from train.batches import Sampler
+from train.distributed import world_size
+from train.losses import InfoNCE, Match
+from train.permutation import mix_int
+from train.recipe import Recipe, Stage
+
+TeacherVectors = Callable[[np.ndarray], np.ndarray]
+"""Rows of the texts table -> the teacher's vectors, float32 [n, E]."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run trains on."""
+
+    texts: Texts
+    examples: Examples
+    tokens: Tokens
+    vectors: TeacherVectors | None
+    """None: no loss may need a teacher."""
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprints of data, tokens and vectors: a checkpoint made from others is refused."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage with its place in the run."""
+
+    stage: Stage
+    sampler: Sampler
+    start: int
+    """Steps of the run before this stage."""
+    steps: int
+
+    @property
+    def end(self) -> int:
+        """Steps of the run when this stage is done."""
+        return self.start + self.steps
+
+
+def plan_stages(recipe: Recipe, inputs: Inputs) -> list[StagePlan]:
+    """All stages of a run.
+
+    Raises:
+        ValueError: a stage does not fit the data, the ranks or its own losses; says which setting to change.
+    """
+    plans: list[StagePlan] = []
+    for number, stage in enumerate(recipe.stages):
+        try:
+            sampler = Sampler(
+                inputs.texts,
+                inputs.examples,
+                inputs.tokens,
+                seed=mix_int(recipe.seed, number),
+                batch_size=stage.batch_size,
+                max_tokens=stage.max_tokens,
+                negatives=stage.negatives,
+                weights=stage.sources,
+                alpha=stage.alpha,
+                one_source=stage.one_source,
+            )
+            _check(stage, recipe, inputs)
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name!r}: {error}") from None
+        start = plans[-1].end if plans else 0
+        plans.append(StagePlan(stage, sampler, start, _steps(stage, sampler)))
+    return plans
+
+
+def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """What a checkpoint must have been made from to be continued: all that decides the weights, and nothing else."""
+    decides = recipe.model_dump(mode="json", include={"seed", "student", "stages"})
+    decides["precision"] = recipe.compute.precision
+    return {**decides, "inputs": dict(inputs.made_from), "ranks": world_size()}
+
+
+def _steps(stage: Stage, sampler: Sampler) -> int:
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None, "the recipe demands one of the two"
+    return max(1, round(stage.epochs * sampler.rows_per_epoch / stage.batch_size))
+
+
+def _check(stage: Stage, recipe: Recipe, inputs: Inputs) -> None:
+    if stage.batch_size % world_size():
+        raise ValueError(f"batch_size {stage.batch_size}: expected a multiple of the {world_size()} ranks")
+    if stage.max_tokens > recipe.student.max_tokens:
+        raise ValueError(f"max_tokens {stage.max_tokens}: the student takes at most {recipe.student.max_tokens}")
+    if any(isinstance(loss, Match) for loss in stage.losses) and inputs.vectors is None:
+        raise ValueError("a match loss needs the teacher's vectors; run the embed step first")
+    if any(isinstance(loss, InfoNCE) for loss in stage.losses) and not inputs.examples.positives[1].size:
+        raise ValueError("an info_nce loss needs rows with a positive; the data has single texts only, use match")

@@ -1,0 +1,153 @@
+"""The recipe of a run: teacher, student, data, stages, evaluation. Everything a run does is decided here."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from data_prep.build import DataConfig
+from data_prep.teacher import TeacherConfig
+from embedding.config import Config
+from embedding.instruction import Template
+from embedding.pooling import Pooling
+from eval.suite import SuiteConfig
+from train.losses import Loss, Match
+
+
+class BuiltStudent(Config):
+    """A decoder built from a config, with random layers: the smallest, and the one that trains longest."""
+
+    kind: Literal["built"] = "built"
+    architecture: Literal["qwen3", "gemma3"] = "qwen3"
+    layers: int = Field(default=4, ge=1)
+    width: int = Field(default=384, ge=8)
+    heads: int = Field(default=6, ge=1)
+    kv_heads: int = Field(default=2, ge=1)
+    head_dim: int = Field(default=64, ge=8)
+    ffn: int = Field(default=1024, ge=8)
+    positions: int = Field(default=32_768, ge=2)
+    tokenizer: str = "teacher"
+    """`teacher`, or a model folder or hub id whose tokenizer is taken."""
+    embeddings: Literal["teacher", "random"] = "teacher"
+    """`teacher`: the teacher's token embeddings, which needs its tokenizer and its width."""
+
+
+class PretrainedStudent(Config):
+    """An existing checkpoint: a folder, a hub id, or `package:NAME/FOLDER`."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    model: str
+    revision: str | None = None
+
+
+class PrunedStudent(Config):
+    """Some layers of a larger model of the same family, `teacher` or a folder or hub id."""
+
+    kind: Literal["pruned"] = "pruned"
+    model: str = "teacher"
+    layers: list[int] = Field(min_length=1)
+    """The layers kept, counted from 0, in order."""
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: list[int]) -> list[int]:
+        if sorted(set(layers)) != layers or layers[0] < 0:
+            raise ValueError("expected ascending, distinct layer numbers from 0")
+        return layers
+
+
+class StudentConfig(Config):
+    """The student: where its weights start, and how it turns a text into a vector."""
+
+    start: Annotated[BuiltStudent | PretrainedStudent | PrunedStudent, Field(discriminator="kind")] = BuiltStudent()
+    pooling: Pooling | None = None
+    """None: last for a built student, what the checkpoint says for another."""
+    template: Template | None = None
+    """None: the Harrier form for a built student, what the checkpoint says for another."""
+    max_tokens: int = Field(default=512, ge=4)
+    """Of the exported model; stages may train on shorter cuts."""
+    projection: Literal["learned", "none"] = "learned"
+    """Where widths differ, `learned` maps student vectors to the teacher's width for the match loss; never exported."""
+
+
+class Stage(Config):
+    """One stretch of training with its data, losses and schedule."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    """Either steps or epochs over the stage's rows."""
+    batch_size: int = Field(default=256, ge=1)
+    """Rows of the *global* batch, whatever the number of ranks."""
+    max_tokens: int = Field(default=256, ge=4)
+    losses: list[Loss] = Field(default=[Match()], min_length=1)
+    negatives: int = Field(default=4, ge=0)
+    """Hard negatives taken from each row that has some."""
+    sources: dict[str, float] | None = None
+    """Weights by source name; None: size ** alpha."""
+    alpha: float = Field(default=1.0, ge=0)
+    one_source: bool = True
+    """Every batch from one source, so that in-batch negatives share a task."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    embedding_learning_rate: float | None = Field(default=None, gt=0)
+    """For the token embeddings; None: the same."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient of the global batch."""
+
+
+class TrackingConfig(Config):
+    """What is written while training."""
+
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    evaluate_every: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the whole training between two evaluations; 0: only the end."""
+    wandb: bool = False
+    """Also log to wandb: offline where there is no key."""
+
+
+class ComputeConfig(Config):
+    """How the step uses the machine; nothing here changes what is computed, up to rounding."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, fp32 elsewhere. Weights, similarities and losses are fp32 either way."""
+    token_budget: int | None = Field(default=None, ge=8)
+    """Padded tokens of a chunk; None: measured at the start."""
+    activation_gib: float | None = Field(default=None, gt=0)
+    """Memory for kept activations; chunks beyond it are recomputed. None: half of what is free at the start."""
+
+
+class Recipe(Config):
+    """A run, whole."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: Path = Path("runs")
+    """The run's folder is output/name."""
+    cache: Path = Path("runs/cache")
+    """Prepared data, tokens, teacher vectors and scores, shared by all runs."""
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig = StudentConfig()
+    stages: list[Stage] = Field(min_length=1)
+    suite: SuiteConfig = SuiteConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @field_validator("stages")
+    @classmethod
+    def _stages(cls, stages: list[Stage]) -> list[Stage]:
+        names = [stage.name for stage in stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ, got {', '.join(names)}")
+        for stage in stages:
+            if (stage.steps is None) == (stage.epochs is None):
+                raise ValueError(f"stage {stage.name!r}: give either steps or epochs")
+        return stages

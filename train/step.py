@@ -1,0 +1,155 @@
+"""One training step, readable on one screen.
+
+Shapes: N texts of the global batch, n of them on this rank, D student width, E teacher width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from train.batches import Batch, Sampler, Share, share
+from train.clock import Clock
+from train.distributed import gather_rows, rank, sum_over_ranks, world_size
+from train.losses import Loss, Views, loss_part
+from train.optim import learning_rate, set_learning_rate
+from train.permutation import mix_int
+from train.plan import TeacherVectors
+from train.recipe import Stage
+
+
+@dataclass(frozen=True)
+class Work:
+    """What this rank does in one step: read ahead while the step before runs."""
+
+    batch: Batch
+    share: Share
+    rows: list[np.ndarray]
+    """Ids of this rank's texts, in the order of `share.mine_n`."""
+    teacher_nE: Tensor | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How the machine is used; chosen once per run and kept in its checkpoints."""
+
+    token_budget: int
+    activation_bytes: float
+    bytes_per_token: float
+
+    def kept(self, chunks: Sequence[np.ndarray], longest_n: np.ndarray) -> int:
+        """How many of the chunks may keep their activations."""
+        padded = np.cumsum([len(chunk) * int(longest_n[chunk].max()) for chunk in chunks])
+        return int(np.searchsorted(padded * self.bytes_per_token, self.activation_bytes, side="right"))
+
+
+@dataclass
+class TrainState:
+    """Everything a step needs but its batch."""
+
+    accelerator: Accelerator
+    student: torch.nn.Module
+    """The wrapped Student."""
+    optimizer: torch.optim.Optimizer
+    stage: Stage
+    steps: int
+    """Steps of the stage."""
+    memory: Memory
+    seed: int
+    clock: Clock
+
+    def padded_tokens(self, work: Work) -> int:
+        """Tokens the model computes for a batch, padding included, over all ranks (each pads alike)."""
+        longest_n = work.share.longest_n
+        chunks = work.share.chunks(self.memory.token_budget)
+        return world_size() * sum(len(chunk) * int(longest_n[chunk].max()) for chunk in chunks)
+
+
+def prepare_work(sampler: Sampler, vectors: TeacherVectors | None, step: int) -> Work:
+    """Draw a batch and read what this rank needs of it. Runs in the read-ahead thread."""
+    batch = sampler.batch(step)
+    mine = share(batch.length_N, rank(), world_size())
+    texts = batch.text_N[mine.mine_n]
+    teacher = None if vectors is None else torch.from_numpy(vectors(texts))
+    return Work(batch, mine, [sampler.ids(int(text)) for text in texts], teacher)
+
+
+def train_step(state: TrainState, work: Work) -> dict[str, float]:
+    """Embed this rank's share, gather, lose, go back, update. Returns global means: the loss, its terms, the norm.
+
+    Raises:
+        ValueError: the loss or the gradient is not finite; the weights are still those before the step.
+    """
+    stage, clock, step = state.stage, state.clock, work.batch.step
+    torch.manual_seed(mix_int(state.seed, step, rank()) % 2**63)
+
+    # ------------------------------------------------------------------ embed: chunk after chunk, one graph
+    chunks = work.share.chunks(state.memory.token_budget)
+    kept = state.memory.kept(chunks, work.share.longest_n)
+    with state.accelerator.autocast():
+        order_n = np.concatenate(chunks)
+        vectors_nD, projected_nE = state.student([[work.rows[i] for i in chunk] for chunk in chunks], kept)
+    back_n = torch.from_numpy(np.argsort(order_n)).to(vectors_nD.device)
+    clock.lap("forward")
+
+    # ------------------------------------------------------------------ gather: the only gradients that cross ranks
+    views = make_views(work, vectors_nD[back_n], projected_nE[back_n])
+    clock.lap("communication")
+
+    # ------------------------------------------------------------------ lose: parts of means over the global batch
+    terms = {f"loss/{i}_{loss.kind}": loss_part(loss, views) for i, loss in enumerate(stage.losses)}
+    total = _weighted(stage.losses, list(terms.values()))
+    clock.lap("loss")
+
+    # ------------------------------------------------------------------ back: DDP averages over ranks, hence the factor
+    state.accelerator.backward(total * world_size())
+    clock.lap("backward")
+
+    # ------------------------------------------------------------------ update
+    norm = state.accelerator.clip_grad_norm_(state.student.parameters(), stage.clip)
+    values = sum_over_ranks(torch.stack([total, *terms.values()])).tolist()
+    metrics = dict(zip(["loss", *terms], values, strict=True)) | {"grad_norm": float(norm)}
+    if not np.isfinite(list(metrics.values())).all():
+        raise ValueError(
+            f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}); the weights are those "
+            "of the step before. Lower learning_rate or raise warmup; the run resumes from its last checkpoint"
+        )
+    metrics["lr"] = stage.learning_rate * (factor := learning_rate(stage, step, state.steps))
+    set_learning_rate(state.optimizer, factor)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    clock.lap("optimizer")
+    return metrics
+
+
+def make_views(work: Work, vectors_nD: Tensor, projected_nE: Tensor) -> Views:
+    """Gather the batch's texts and lay out what the losses look at; inputs in the order of `share.mine_n`."""
+    batch, mine, device = work.batch, work.share, vectors_nD.device
+
+    def tensor(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(device, non_blocking=True)
+
+    total, ranks = len(batch.query_B), world_size()
+    bounds = [total * r // ranks for r in range(ranks + 1)]
+    part_n = np.where(mine.filler_n, 0, batch.part_N[mine.mine_n])
+    return Views(
+        text_ND=gather_rows(vectors_nD.float())[tensor(mine.where_N)],
+        part_N=tensor(batch.part_N),
+        query_B=tensor(batch.query_B),
+        document_K=tensor(batch.document_K),
+        positive_B=tensor(batch.positive_B),
+        excluded_X2=tensor(batch.excluded_X2),
+        query_group_B=tensor(batch.query_group_B),
+        document_group_K=tensor(batch.document_group_K),
+        rows=slice(bounds[rank()], bounds[rank() + 1]),
+        local_nE=projected_nE.float(),
+        local_part_n=tensor(part_n),
+        teacher_nE=None if work.teacher_nE is None else work.teacher_nE.to(device, non_blocking=True),
+    )
+
+
+def _weighted(losses: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([loss.weight * part for loss, part in zip(losses, parts, strict=True)]).sum()

@@ -1,0 +1,169 @@
+"""The module accelerate wraps: an embedder run chunk by chunk in one graph, and the learned projection.
+
+Shapes: n texts of this rank, D student width, E teacher width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedModel, Qwen3Config
+
+from embedding.embedder import Embedder
+from embedding.instruction import Template
+from embedding.layout import resolve_model
+from embedding.tokens import append_eos, specials
+from train.permutation import mix_int
+from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
+
+
+class Student(nn.Module):
+    """An embedder in training. The projection lives here, so that checkpoints and DDP see it; it is not exported."""
+
+    def __init__(self, embedder: Embedder, teacher_width: int | None = None) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.projection: nn.Linear | None = None
+        if teacher_width is not None:
+            self.projection = nn.Linear(embedder.width, teacher_width, bias=False)
+            nn.init.orthogonal_(self.projection.weight)
+
+    def forward(self, chunks: Sequence[Sequence[np.ndarray]], kept: int) -> tuple[Tensor, Tensor]:
+        """Id rows, already cut, chunk after chunk -> vectors [n, D] in that order, and projected [n, E], both fp32.
+
+        One graph, so every gradient is reduced once however many chunks there are. The activations of the first `kept`
+        chunks stay in memory; the others are recomputed in the backward pass with the same random numbers.
+        """
+        parts = [
+            self.embedder.embed_rows(rows)
+            if i < kept or not torch.is_grad_enabled()
+            else checkpoint(self.embedder.embed_rows, rows, use_reentrant=False, preserve_rng_state=True)
+            for i, rows in enumerate(chunks)
+        ]
+        vectors_nD = torch.cat(parts)
+        if self.projection is None:
+            return vectors_nD, vectors_nD
+        with torch.autocast(vectors_nD.device.type, enabled=False):
+            return vectors_nD, self.projection(vectors_nD)
+
+
+def build_student(config: StudentConfig, teacher: Embedder, seed: int, *, project: bool = True) -> Student:
+    """The student before training.
+
+    Raises:
+        ValueError: the start does not fit (no such layer, another tokenizer or width than the teacher's), or widths
+            differ without a projection.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_int(seed, 1) % 2**63)
+        match config.start:
+            case BuiltStudent() as start:
+                embedder = _built(start, config, teacher)
+            case PrunedStudent() as start:
+                source = teacher if start.model == "teacher" else Embedder.from_pretrained(start.model)
+                embedder = _pruned(start, source)
+            case start:
+                embedder = Embedder.from_pretrained(start.model, pooling=config.pooling, revision=start.revision)
+        _apply(config, embedder)
+        differ = embedder.width != teacher.width
+        if project and differ and config.projection == "none":
+            raise ValueError(
+                f"student width {embedder.width} differs from the teacher's {teacher.width}, and student.projection is "
+                "none; set it to learned, or make the widths equal"
+            )
+        return Student(embedder, teacher.width if project and differ else None)
+
+
+def _apply(config: StudentConfig, embedder: Embedder) -> None:
+    """The settings of the recipe over those of the checkpoint."""
+    embedder.pooling = config.pooling or embedder.pooling
+    embedder.template = config.template or embedder.template
+    limit = int(getattr(embedder.backbone.config, "max_position_embeddings", config.max_tokens))
+    if config.max_tokens > limit:
+        raise ValueError(f"student.max_tokens {config.max_tokens}: the model has positions for {limit}")
+    embedder.max_tokens = config.max_tokens
+    if embedder.pooling == "last" and embedder.specials.eos is None:
+        append_eos(embedder.tokenizer)
+        embedder.specials = specials(embedder.tokenizer)
+
+
+def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder) -> Embedder:
+    own_tokenizer = start.tokenizer == "teacher"
+    source = teacher.tokenizer.name_or_path if own_tokenizer else resolve_model(start.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    append_eos(tokenizer)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": start.width,
+        "intermediate_size": start.ffn,
+        "num_hidden_layers": start.layers,
+        "num_attention_heads": start.heads,
+        "num_key_value_heads": start.kv_heads,
+        "head_dim": start.head_dim,
+        "max_position_embeddings": start.positions,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": specials(tokenizer).eos,
+    }
+    if start.heads % start.kv_heads:
+        raise ValueError(f"student.start.heads {start.heads}: expected a multiple of kv_heads {start.kv_heads}")
+    shape_config = Qwen3Config(**shape) if start.architecture == "qwen3" else Gemma3TextConfig(**shape)
+    backbone = AutoModel.from_config(shape_config)  # type: ignore[no-untyped-call]
+    if start.embeddings == "teacher":
+        _teacher_embeddings(backbone, teacher, own_tokenizer)
+    return Embedder(backbone, tokenizer, "last", max_tokens=config.max_tokens, template=Template())
+
+
+def _teacher_embeddings(backbone: PreTrainedModel, teacher: Embedder, own_tokenizer: bool) -> None:
+    """Copy the teacher's token embeddings, scaled to the size the architecture starts from."""
+    given, wanted = token_embeddings(teacher.backbone), token_embeddings(backbone)
+    if not own_tokenizer or given.shape[1] != wanted.shape[1]:
+        raise ValueError(
+            f"student.start.embeddings is teacher, which needs the teacher's tokenizer and width {given.shape[1]}; got "
+            f"width {wanted.shape[1]}; set embeddings to random, or tokenizer to teacher and width to {given.shape[1]}"
+        )
+    with torch.no_grad():
+        wanted[: given.shape[0]].copy_(given[: wanted.shape[0]])
+
+
+def token_embeddings(backbone: PreTrainedModel) -> Tensor:
+    """The table of token embeddings of a model: [vocabulary, width]."""
+    table = backbone.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    return table.weight
+
+
+def _pruned(start: PrunedStudent, source: Embedder) -> Embedder:
+    """A copy of some layers of a model, everything around them unchanged."""
+    config = type(source.backbone.config).from_dict(source.backbone.config.to_dict())
+    total = int(config.num_hidden_layers)
+    if start.layers[-1] >= total:
+        raise ValueError(f"student.start.layers {start.layers}: the model has layers 0 to {total - 1}")
+    config.num_hidden_layers = len(start.layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in start.layers]
+    backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    place = {layer: position for position, layer in enumerate(start.layers)}
+    state = {}
+    for name, tensor in source.backbone.state_dict().items():
+        head, dot, rest = name.partition("layer." if "layer." in name else "layers.")
+        if dot:
+            number, _, tail = rest.partition(".")
+            if int(number) not in place:
+                continue
+            name = f"{head}{dot}{place[int(number)]}.{tail}"
+        state[name] = tensor.detach().clone()
+    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    left = [key for key in missing if not key.startswith("pooler.")]
+    assert not left, f"pruning lost {left}"
+    assert not unexpected, f"pruning kept {unexpected}"
+    return Embedder(
+        backbone,
+        AutoTokenizer.from_pretrained(source.tokenizer.name_or_path),
+        source.pooling,
+        max_tokens=source.max_tokens,
+        template=source.template,
+        prompts=source.prompts,
+    )

@@ -1,0 +1,130 @@
+"""What a run says while it trains: metrics.jsonl, the terminal, and wandb when asked. The same names everywhere."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from embedding.files import write_text
+from train.recipe import Recipe
+from train.step import TrainState, Work
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """Collects one line of metrics every `log_every` steps. Only the main process writes."""
+
+    def __init__(self, recipe: Recipe, run: Path, accelerator: Accelerator, steps: int, start: int) -> None:
+        self._every = recipe.tracking.log_every
+        self._main = accelerator.is_main_process
+        self._path = run / METRICS
+        self._start, self._time, self._tokens, self._padded, self._since = start, time.perf_counter(), 0, 0, start
+        self._console = Console(stderr=True, quiet=not self._main)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.fields[stage]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=start, stage="", said="")
+        self._wandb: Any = _start_wandb(recipe, run) if recipe.tracking.wandb and self._main else None
+        if self._main:
+            self._forget_after(start)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._progress.start()
+        self._time = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+
+    def say(self, text: str) -> None:
+        """One line on the terminal."""
+        self._console.print(text, highlight=False)
+
+    def step(self, step: int, stage: str, metrics: dict[str, float], work: Work, state: TrainState) -> None:
+        """Note a finished step; writes a line when it is due."""
+        self._tokens += int(work.batch.length_N.sum())
+        self._padded += state.padded_tokens(work)
+        self._progress.update(self._task, completed=step, stage=stage)
+        if step % self._every and step != self._progress.tasks[0].total:
+            return
+        laps = state.clock.seconds()
+        state.clock.start()
+        seconds = time.perf_counter() - self._time
+        line = {
+            "step": step,
+            "stage": stage,
+            **metrics,
+            "tokens_per_s": self._tokens / seconds,
+            "steps_per_s": (step - self._since) / seconds,
+            "padding": 1 - self._tokens / self._padded,
+            **{f"time/{name}": lap / max(sum(laps.values()), 1e-9) for name, lap in laps.items()},
+        }
+        self._write(line)
+        said = f"loss {metrics['loss']:.4f}  {line['tokens_per_s']:,.0f} tokens/s"
+        self._progress.update(self._task, said=said)
+        if not self._console.is_terminal:
+            self.say(f"{stage} {step}/{self._progress.tasks[0].total:.0f}  {said}")
+        self._time, self._tokens, self._padded, self._since = time.perf_counter(), 0, 0, step
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """Note an evaluation; its time does not count as training."""
+        self._write({"step": step, **scores})
+        mean = scores.get("eval/mean")
+        if mean is not None:
+            self.say(f"step {step}: MTEB-lite mean {mean:.4f}")
+        self._time, self._tokens, self._padded = time.perf_counter(), 0, 0
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if not self._main:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._wandb is not None:
+            self._wandb.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of steps that will be done again, and a line that a kill cut short."""
+        if not self._path.is_file():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if value["step"] <= step and step:
+                kept.append(line + "\n")
+        write_text(self._path, "".join(kept))
+
+
+def _start_wandb(recipe: Recipe, run: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("tracking.wandb is true, but wandb is not installed: pip install 'eyas[wandb]'") from None
+    offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
+    run.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project="eyas",
+        name=recipe.name,
+        dir=run,
+        mode="offline" if offline else None,
+        config=recipe.model_dump(mode="json"),
+    )
