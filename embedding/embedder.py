@@ -13,6 +13,7 @@ from typing import Any, Self, cast, get_args
 import numpy as np
 import torch
 from rich.progress import track
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -285,7 +286,7 @@ class Embedder(nn.Module):
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{inner}: cannot load the weights: {str(error).splitlines()[0]}") from error
         finally:
             logging.set_verbosity(verbosity)

