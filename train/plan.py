@@ -96,5 +96,5 @@ def _check(stage: Stage, recipe: Recipe, inputs: Inputs) -> None:
         raise ValueError(f"max_tokens {stage.max_tokens}: the student takes at most {recipe.student.max_tokens}")
     if any(isinstance(loss, Match) for loss in stage.losses) and inputs.vectors is None:
         raise ValueError("a match loss needs the teacher's vectors; run the embed step first")
-    if any(isinstance(loss, InfoNCE) for loss in stage.losses) and not inputs.examples.positives[1].size:
+    if any(isinstance(loss, InfoNCE) for loss in stage.losses) and not inputs.examples.positives.values.size:
         raise ValueError("an info_nce loss needs rows with a positive; the data has single texts only, use match")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep.tables import EXAMPLES, TEXTS, TOKENS, Examples, Texts, Tokens, list_array
+from data_prep.tables import EXAMPLES, TEXTS, TOKENS, Examples, Ragged, Texts, Tokens
 from embedding.embedder import Embedder
 from embedding.files import content_keys
 from embedding.instruction import Template
@@ -61,7 +61,7 @@ def make_inputs(rows: list[Row], teacher: Embedder, student: StudentConfig) -> I
 
     def ragged(lists: list[list[int]]) -> pa.Array:
         flat = [row for rows in lists for row in rows]
-        return list_array(np.array(flat, dtype=np.int64), np.array([len(x) for x in lists]))
+        return Ragged.of(np.array(flat, dtype=np.int64), np.array([len(x) for x in lists])).to_arrow()
 
     columns = [query, ragged(positives), ragged(negatives), [float("nan")] * len(rows)]
     example_table = pa.table([*columns, [r.group for r in rows], [r.source for r in rows]], schema=EXAMPLES)
@@ -69,7 +69,7 @@ def make_inputs(rows: list[Row], teacher: Embedder, student: StudentConfig) -> I
     prompts = [template.prompt(role, task) for role, task in zip(roles, tasks, strict=True)]
     ids = teacher.tokenize(words, prompts)
     lengths = np.array([len(row) for row in ids])
-    token_table = pa.table([list_array(np.concatenate(ids), lengths)], schema=TOKENS)
+    token_table = pa.table([Ragged.of(np.concatenate(ids), lengths).to_arrow()], schema=TOKENS)
     vectors = teacher.encode(words)
     return Inputs(Texts(text_table), Examples(example_table), Tokens(token_table, suffix=1), lambda at: vectors[at])
 

@@ -1,0 +1,149 @@
+"""The sampler as a function: the same batches whoever asks; every row once an epoch; no false negatives."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding.embedder import Embedder
+from train.batches import SLOTS, Batch, Sampler, share
+from train.plan import Inputs
+from train.recipe import StudentConfig
+
+from .conftest import Row, docstring_rows, make_inputs
+
+
+def sampler(inputs: Inputs, **changes: object) -> Sampler:
+    options: dict[str, object] = {"seed": 3, "batch_size": 10, "max_tokens": 32, "negatives": 1}
+    return Sampler(inputs.texts, inputs.examples, inputs.tokens, **(options | changes))  # type: ignore[arg-type]
+
+
+def rows_of(sampler: Sampler, step: int) -> list[int]:
+    return sampler._draw(step)[0].tolist()  # type: ignore[no-any-return]
+
+
+def words(inputs: Inputs, batch: Batch, at: int) -> str:
+    return inputs.texts.text(int(batch.text_N[at]))
+
+
+def test_a_step_can_be_jumped_to(inputs: Inputs) -> None:
+    in_order = [sampler(inputs).batch(step) for step in range(9)]
+    jumped = sampler(inputs).batch(8)
+    for name, value in vars(in_order[8]).items():
+        np.testing.assert_array_equal(value, getattr(jumped, name))
+    assert rows_of(sampler(inputs), 1) != rows_of(sampler(inputs, seed=4), 1)
+
+
+def test_an_epoch_sees_every_row_once_and_the_next_in_another_order(inputs: Inputs) -> None:
+    rows = len(inputs.examples)
+    seen = [row for step in range(2 * rows // 10 + 1) for row in rows_of(sampler(inputs), step)][: 2 * rows]
+    assert sorted(seen[:rows]) == sorted(seen[rows:]) == list(range(rows))
+    assert seen[:rows] != seen[rows:]
+
+
+def test_a_batch_says_where_everything_is(inputs: Inputs) -> None:
+    batch = sampler(inputs).batch(2)
+    for row, (query, positive) in enumerate(zip(batch.query_B, batch.positive_B, strict=True)):
+        source = next(r for r in docstring_rows() if r.query == words(inputs, batch, int(query)))
+        assert words(inputs, batch, int(batch.document_K[positive])) == source.positives[0], row
+    assert len(set(batch.text_N.tolist())) == len(batch.text_N)
+    assert batch.length_N.max() <= 32
+    assert Counter(batch.part_N.tolist())[1] == 10
+    for text, length in zip(batch.text_N, batch.length_N, strict=True):
+        ids = sampler(inputs).ids(int(text))
+        assert len(ids) == length
+        assert ids[-1] == 102
+
+
+def small(teacher: Embedder, student_config: StudentConfig, rows: list[Row]) -> Batch:
+    inputs = make_inputs(rows, teacher, student_config)
+    return sampler(inputs, batch_size=len(rows), negatives=2).batch(0)
+
+
+def excluded_words(teacher: Embedder, config: StudentConfig, rows: list[Row]) -> set[tuple[str, str]]:
+    inputs = make_inputs(rows, teacher, config)
+    batch = sampler(inputs, batch_size=len(rows), negatives=2).batch(0)
+    return {
+        (words(inputs, batch, int(batch.query_B[row])), words(inputs, batch, int(batch.document_K[column])))
+        for row, column in batch.excluded_X2
+    }
+
+
+def test_false_negatives_are_known(teacher: Embedder, student_config: StudentConfig) -> None:
+    assert excluded_words(
+        teacher,
+        student_config,
+        [
+            Row("two answers", ["first"], []),
+            Row("two answers", ["second"], ["an honest negative"]),
+            Row("my own words", ["third"], ["my own words"]),
+            Row("several", ["fourth", "fifth"], []),
+            Row("another", ["fifth"], []),
+        ],
+    ) >= {("two answers", "first"), ("two answers", "second"), ("my own words", "my own words")}
+
+
+def test_equal_texts_are_one_document(teacher: Embedder, student_config: StudentConfig) -> None:
+    batch = small(teacher, student_config, [Row("a", ["same"], []), Row("b", ["same"], ["other"]), Row("c", ["c"], [])])
+    assert len(batch.document_K) == 3
+    assert batch.positive_B[0] == batch.positive_B[1] or len(set(batch.positive_B.tolist())) == 2
+
+
+def test_groups_are_kept_and_a_second_group_is_excluded_pair_by_pair(
+    teacher: Embedder, student_config: StudentConfig
+) -> None:
+    rows = [
+        Row("a", ["x"], [], group=0),
+        Row("b", ["y"], [], group=0),
+        Row("c", ["x"], [], group=1),
+        Row("d", ["z"], [], group=1),
+    ]
+    inputs = make_inputs(rows, teacher, student_config)
+    batch = sampler(inputs, batch_size=4).batch(0)
+    name = [words(inputs, batch, int(q)) for q in batch.query_B]
+    masked = batch.query_group_B[:, None] == batch.document_group_K[None]
+    for row, column in batch.excluded_X2:
+        masked[row, column] = True
+    x = int(batch.positive_B[name.index("a")])
+    assert masked[:, x].all()  # x belongs to both groups, so it is nobody's negative
+    assert not masked[name.index("a"), batch.positive_B[name.index("d")]]
+
+
+def test_single_texts_are_queries_without_a_positive(teacher: Embedder, student_config: StudentConfig) -> None:
+    batch = small(teacher, student_config, [Row("alone", [], []), Row("q", ["d"], []), Row("also alone", [], [])])
+    assert len(batch.query_B) == 1
+    assert len(batch.text_N) == 4
+    assert sorted(batch.part_N.tolist()) == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("one_source", [True, False])
+def test_mixture_weights_are_kept_and_sources_do_not_mix(
+    one_source: bool, teacher: Embedder, student_config: StudentConfig
+) -> None:
+    rows = [Row(f"query {i}", [f"document {i}"], [], source="big" if i % 4 else "small") for i in range(80)]
+    inputs = make_inputs(rows, teacher, student_config)
+    weights = {"big": 0.25, "small": 0.75}
+    mixed = sampler(inputs, weights=weights, one_source=one_source)
+    steps = SLOTS if one_source else SLOTS // 10 + 1
+    small_code = inputs.examples.source_names.index("small")
+    share_small = [np.mean(inputs.examples.sources[mixed._draw(step)[0]] == small_code) for step in range(steps)]
+    assert np.mean(share_small) == pytest.approx(0.75, abs=0.01)
+    assert set(share_small) == {0.0, 1.0} if one_source else len(set(share_small)) > 3
+    with pytest.raises(ValueError, match=r"batch_size 30: source 'small' has 20 rows; set batch_size to at most 20"):
+        sampler(inputs, batch_size=30, weights=weights)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=80), st.integers(1, 7), st.integers(8, 2000))
+def test_ranks_share_every_text_once_with_equal_chunks_and_about_equal_tokens(
+    lengths: list[int], world: int, budget: int
+) -> None:
+    length_N = np.array(lengths)
+    shares = [share(length_N, rank, world) for rank in range(world)]
+    gathered = np.concatenate([s.mine_n for s in shares])
+    np.testing.assert_array_equal(gathered[shares[0].where_N], np.arange(len(lengths)))
+    assert sum(int((~s.filler_n).sum()) for s in shares) == len(lengths)
+    assert len({len(s.chunks(budget)) for s in shares}) == 1
+    tokens = [int(length_N[s.mine_n[~s.filler_n]].sum()) for s in shares]
+    assert max(tokens) - min(tokens) <= max(lengths)
