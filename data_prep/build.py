@@ -1,0 +1,183 @@
+"""Sources to tables: distinct texts, examples that point into them, and the held-out part as evaluation data."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from pydantic import Field, model_validator
+
+from data_prep.assemble import Assembly, Pair
+from data_prep.clean import digest
+from data_prep.docstrings import Docstring
+from data_prep.harvest import Harvest, harvest, installed_digest
+from data_prep.heldout import SAME_TASK, HeldoutConfig, write_docstring_tasks, write_instructions, write_pair_tasks
+from data_prep.sources import ColumnSource, DocstringsSource, HubSource, Row, Source, Tally, read_rows
+from embedding.config import Config
+from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
+
+FORMAT = 1
+"""Raised when the same sources would give other tables; part of the fingerprint."""
+
+
+class DataConfig(Config):
+    """The training text of a run."""
+
+    sources: list[Source] = Field(default=[DocstringsSource()], min_length=1)
+    heldout: HeldoutConfig = HeldoutConfig()
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        twice = [name for name, n in Counter(source.label() for source in self.sources).items() if n > 1]
+        if twice:
+            raise ValueError(f"two sources are called {twice[0]!r}; give each a `name`")
+        return self
+
+
+def data_fingerprint(config: DataConfig) -> dict[str, Any]:
+    """What the tables are made from: the config and the contents of all files it reads.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    contents: dict[str, Any] = {}
+    for source in config.sources:
+        if isinstance(source, DocstringsSource):
+            contents[source.label()] = installed_digest()
+        elif isinstance(source, HubSource):
+            contents[source.label()] = _hub_revision(source)
+        else:
+            contents[source.label()] = [[file.name, sha256_file(file)] for file in source.files() if file.is_file()]
+    return {"format": FORMAT, "config": config.model_dump(mode="json"), "contents": contents}
+
+
+def _hub_revision(source: HubSource) -> str | None:
+    """The commit that the revision means today; the revision as written where the hub cannot be asked."""
+    if Path(source.repository).is_dir():
+        files = sorted(path for path in Path(source.repository).rglob("*") if path.is_file())
+        return "\n".join(f"{file.name} {sha256_file(file)}" for file in files)
+    try:
+        sha: str | None = HfApi().dataset_info(source.repository, revision=source.revision).sha
+        return sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return source.revision
+
+
+def prepare(config: DataConfig, out: Path) -> dict[str, Any]:
+    """Write `out/{texts,examples,heldout}` and a manifest, whole or not at all; return the summary.
+
+    Nothing is done where `out` was made from the same config and the same files.
+
+    Raises:
+        ValueError: a bad source or bad rows (see `read_rows`), or nothing left to train on.
+    """
+    made_from = data_fingerprint(config)
+    manifest = read_manifest(out)
+    if manifest is not None and manifest["made_from"] == made_from:
+        return dict(manifest["summary"])
+    with new_folder(out) as folder:
+        summary = _build(config, folder)
+        write_manifest(folder, made_from, summary=summary)
+    return summary
+
+
+def _build(config: DataConfig, folder: Path) -> dict[str, Any]:
+    assembly = Assembly()
+    names = [source.label() for source in config.sources]
+    parts: list[dict[str, Any]] = []
+    docstrings: dict[str, list[Docstring]] = {}
+    for code, source in enumerate(config.sources):
+        if isinstance(source, DocstringsSource):
+            found = harvest(
+                source.limit, seed=source.seed, share=config.heldout.share, heldout=config.heldout.documents
+            )
+            docstrings[source.label()] = found.heldout
+            parts.append(_add_docstrings(assembly, code, source, found))
+        else:
+            parts.append(_add_rows(assembly, code, source))
+    selection = assembly.freeze()
+    pairs = {
+        source.label(): selection.hold_out(code, config.heldout.share, config.heldout.documents)
+        for code, source in enumerate(config.sources)
+        if not isinstance(source, DocstringsSource)
+    }
+    asked = [text for found in pairs.values() for pair in found for text in (pair.query, pair.document)]
+    asked += [text for found in docstrings.values() for pair in found for text in (pair.summary, pair.body)]
+    negatives = selection.protect({digest(text) for text in asked})
+    for code, part in enumerate(parts):
+        mine = selection.sources_M == code
+        part["held out"] = part.get("held out", 0) + int((mine & selection.held_M).sum())
+        spoilt = int((mine & selection.spoilt_M).sum())
+        part["dropped"] = dict(Counter(part["dropped"]) + Counter({"repeats a held-out text": spoilt}))
+        part["examples"] = int((mine & selection.kept_M).sum())
+    dropped = sum((Counter(part["dropped"]) for part in parts), Counter[str]())
+    if not selection.kept_M.any():
+        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        raise ValueError(
+            f"no row is left to train on: {reasons or 'all are held out'}; add rows or lower `heldout.share`"
+        )
+    texts, examples = selection.write(folder, names)
+    heldout = _write_heldout(folder / "heldout", config, pairs, docstrings)
+    return {
+        "texts": texts,
+        "examples": examples,
+        "dropped": dict(dropped.most_common()),
+        "held-out texts removed as negatives": negatives,
+        "heldout": heldout,
+        "sources": dict(zip(names, parts, strict=True)),
+    }
+
+
+def _add_docstrings(assembly: Assembly, code: int, source: DocstringsSource, found: Harvest) -> dict[str, Any]:
+    for pair in found.train:
+        assembly.add(Row(pair.summary, (pair.body,), lang="en"), code, source.instruction)
+    if not found.train:
+        raise ValueError(f"source {source.label()!r}: no docstring with a summary and a body in the installed packages")
+    counts = found.counts
+    dropped = _counted({reason: counts[reason] for reason in ("duplicate", "repeats a held-out text")})
+    return {
+        **{fact: counts[fact] for fact in ("modules", "modules read", "modules not parsable")},
+        "rows": len(found.train) + len(found.heldout) + sum(dropped.values()),
+        "dropped": dropped,
+        "held out": len(found.heldout),
+    }
+
+
+def _add_rows(assembly: Assembly, code: int, source: ColumnSource) -> dict[str, Any]:
+    tally = Tally()
+    duplicates = 0
+    for row in read_rows(source, tally):
+        duplicates += not assembly.add(row, code, source.instruction, source.symmetric)
+    return {
+        "rows": tally.read,
+        "dropped": dict(tally.dropped.most_common()) | _counted({"duplicate": duplicates}),
+        "places": dict(tally.places),
+    }
+
+
+def _counted(reasons: dict[str, int]) -> dict[str, int]:
+    """Only the reasons that occurred."""
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def _write_heldout(
+    folder: Path,
+    config: DataConfig,
+    pairs: dict[str, list[Pair]],
+    docstrings: dict[str, list[Docstring]],
+) -> dict[str, int]:
+    """Write the evaluation data; return the rows of each task by `kind/NAME`."""
+    folder.mkdir()
+    tasks: dict[str, int] = {}
+    instructions: dict[str, str] = {}
+    for source in config.sources:
+        name = source.label()
+        if name in docstrings:
+            written = write_docstring_tasks(folder, name, docstrings[name], config.heldout.queries)
+        else:
+            written = write_pair_tasks(folder, name, pairs[name], config.heldout.queries)
+        tasks |= {f"{kind}/{name}": rows for kind, rows in written.items()}
+        instructions |= {f"{kind}/{name}": source.instruction for kind in written if kind in SAME_TASK}
+    write_instructions(folder, instructions)
+    return tasks

@@ -1,0 +1,233 @@
+"""Files and data sets as a stream of records, each with its place, so that every complaint can name file and row.
+
+A reader never stops at a bad row: the row comes as a record with a `problem`, and `data_prep.sources` decides.
+What makes a whole file useless (missing, compressed, not the format, a column that does not exist) raises at once.
+"""
+
+import csv
+import json
+import os
+import string
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from glob import glob, has_magic
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedding.config import suggest
+
+PEEK = 100
+"""Rows looked at to learn which columns a JSONL file has."""
+BATCH_ROWS = 1_000
+# The module's own limit of 131,072 characters a field is below the length of an ordinary document.
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+_MAGIC = {
+    b"\x1f\x8b": "a gzip file; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstandard file; unpack it first",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"PAR1": "a Parquet file; use kind: parquet",
+}
+
+
+class Record(NamedTuple):
+    """One row: where it stands, and its values or what is wrong with it."""
+
+    place: str
+    values: Mapping[str, Any]
+    problem: str = ""
+
+
+Reader = Callable[[Path, Sequence[str]], Iterator[Record]]
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files of a path or a glob pattern, sorted; `~` and `$VARIABLE` are expanded.
+
+    Raises:
+        ValueError: an unset variable, a missing file, or a pattern that matches none.
+    """
+    try:
+        name = string.Template(os.path.expanduser(pattern)).substitute(os.environ)  # noqa: PTH111 - a pattern, no path
+    except KeyError as error:
+        raise ValueError(f"{pattern}: the environment variable {error.args[0]} is not set; export it") from None
+    except ValueError:
+        raise ValueError(f"{pattern}: a `$` that begins no variable name; write `$$` for the character") from None
+    if not has_magic(name) or Path(name).exists():
+        if not Path(name).exists():
+            beside = sorted(p.name for p in Path(name).parent.glob("*")) if Path(name).parent.is_dir() else []
+            hint = suggest(Path(name).name, beside) if beside else ""
+            raise ValueError(f"{name}: no such file or folder{hint if 'did you mean' in hint else ''}")
+        return [Path(name)]
+    files = sorted(Path(found) for found in glob(name, recursive=True) if Path(found).is_file())  # noqa: PTH207
+    if not files:
+        raise ValueError(f"{name}: no file matches this pattern")
+    return files
+
+
+def check_columns(place: str, wanted: Sequence[str], existing: Sequence[str]) -> None:
+    """Raise a ValueError that names the missing column, close ones and those that exist."""
+    for column in wanted:
+        if column not in existing:
+            close = suggest(column, existing)
+            close = close if "did you mean" in close else ""
+            raise ValueError(f"{place}: no column {column!r}{close or ';'} columns: {', '.join(map(str, existing))}")
+
+
+def read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+    """One JSON object on each line; blank lines are no rows."""
+    _check_text_file(path)
+    records = _json_lines(path)
+    first = list(islice(records, PEEK))
+    known = list(dict.fromkeys(key for record in first for key in record.values))
+    if known:
+        check_columns(str(path), columns, known)
+    yield from chain(first, records)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except json.JSONDecodeError as error:
+                yield Record(f"{place} ({error.msg} at column {error.colno})", {}, "malformed JSON")
+            except UnicodeDecodeError as error:
+                yield Record(f"{place} (byte 0x{line[error.start]:02x} at position {error.start})", {}, "not UTF-8")
+            except RecursionError:
+                yield Record(f"{place} (nested too deeply)", {}, "malformed JSON")
+            else:
+                if isinstance(values, dict):
+                    yield Record(place, values)
+                else:
+                    yield Record(f"{place} ({type(values).__name__})", {}, "not one JSON object on each line")
+
+
+def csv_reader(delimiter: str | None, quotes: bool) -> Reader:
+    """A reader of delimited text with a header row; None: tab for .tsv and .tab, comma otherwise."""
+
+    def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+        _check_text_file(path)
+        separator = delimiter or ("\t" if path.suffix in {".tsv", ".tab"} else ",")
+        # Bytes that are not UTF-8 become lone surrogates here, which the check of each text reports with its row.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(
+                file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+            )
+            header = next(rows, [])
+            check_columns(str(path), columns, header)
+            twice = sorted({column for column in columns if header.count(column) > 1})
+            if twice:
+                raise ValueError(f"{path}: the header names the column {twice[0]!r} twice; rename one")
+            yield from _csv_rows(path, rows, header)
+
+    return read_csv
+
+
+def _csv_rows(path: Path, rows: Any, header: list[str]) -> Iterator[Record]:
+    while True:
+        start = rows.line_num + 1
+        place = f"{path}:{start}"
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):  # it swallowed the rest of the file: not one bad row
+                raise ValueError(
+                    f"{place}: a quote opens here and never closes; close it, or set `quotes: false` where quotes"
+                    " are ordinary characters"
+                ) from None
+            yield Record(f"{place} ({error})", {}, "malformed row")
+            continue
+        if not fields:
+            continue
+        if len(fields) != len(header):
+            yield Record(f"{place} ({len(fields)} of {len(header)})", {}, "other number of fields than the header")
+        else:
+            yield Record(place, dict(zip(header, fields, strict=True)))
+
+
+def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+    """The named columns of a Parquet file; rows are counted from 1."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({_line(error)}); write or fetch it again") from None
+    with file:
+        check_columns(str(path), columns, file.schema_arrow.names)
+        number = 0
+        try:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Record(f"{path} row {number}", values)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: damaged after row {number} ({_line(error)}); write or fetch it again") from None
+
+
+def datasets_reader(split: str | None) -> Reader:
+    """A reader of a folder written by `save_to_disk`; `split` picks one of a folder with several."""
+
+    def read_folder(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+        try:
+            data = datasets.load_from_disk(str(path))
+        except (FileNotFoundError, NotADirectoryError, pa.ArrowException, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: not a folder that datasets' save_to_disk wrote ({_line(error)})") from None
+        if isinstance(data, datasets.DatasetDict):
+            if split not in data:
+                raise ValueError(f"{path}: has the splits {', '.join(data)}; set `split` to one of them")
+            data = data[split]
+        elif split is not None:
+            raise ValueError(f"{path}: has no splits; leave `split` out")
+        check_columns(str(path), columns, data.column_names)
+        number = 0
+        for table in data.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS):
+            for values in table.to_pylist():
+                number += 1
+                yield Record(f"{path} row {number}", values)
+
+    return read_folder
+
+
+def read_hub(
+    repository: str, subset: str | None, split: str, revision: str | None, columns: Sequence[str]
+) -> Iterator[Record]:
+    """The rows of a data set on the hub, streamed: only what is read is fetched."""
+    place = "/".join(filter(None, (repository, subset, split)))
+    try:
+        data = datasets.load_dataset(repository, subset, split=split, revision=revision, streaming=True)
+        rows = iter(data)
+        first = next(rows, None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{place}: cannot read this data set from the hub: {_line(error)}") from None
+    if first is None:
+        return
+    check_columns(place, columns, list(first))
+    for number, values in enumerate(chain([first], rows), start=1):
+        yield Record(f"{place} row {number}", values)
+
+
+def _check_text_file(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file, or a pattern such as {path}/*")
+    with path.open("rb") as file:
+        head = file.read(4)
+    if not head:
+        raise ValueError(f"{path}: the file is empty")
+    for magic, what in _MAGIC.items():
+        if head.startswith(magic):
+            raise ValueError(f"{path}: expected UTF-8 text, found {what}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
