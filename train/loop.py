@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -29,11 +30,14 @@ from train.clock import Clock
 from train.distributed import any_rank, barrier, broadcast_object
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, checkpoint_identity, plan_stages
-from train.recipe import Recipe
+from train.recipe import BuiltStudent, Recipe
+from train.static_start import static_start
 from train.step import Memory, TrainState, Work, prepare_work, train_step
 from train.student import Student
 from train.tracking import Tracker
 
+STATIC_TEXTS = 20_000
+"""Texts that the static start is fitted to."""
 Evaluate = Callable[[Embedder], dict[str, float]]
 """A model -> named scores such as {"eval/mean": 0.61}; leaves the model and every random state as they were."""
 
@@ -79,6 +83,9 @@ def train(
 
     student.to(accelerator.device).train()
     if found is None:
+        if isinstance(recipe.student.start, BuiltStudent) and recipe.student.start.init == "static":
+            cosine = static_start(student.embedder, *_sample(plans[0], inputs))
+            tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
         first = prepare_work(plans[0].sampler, None, 0)
         with accelerator.autocast():
             memory = calibrate(student, first.rows, recipe.compute)
@@ -159,6 +166,17 @@ def _run_stage(
             raise Preempted(f"asked to stop: checkpoint of step {step} is in {job.folder}; run it again to go on")
         state.clock.lap("rest")
     return metrics
+
+
+def _sample(plan: StagePlan, inputs: Inputs) -> tuple[list[np.ndarray], np.ndarray]:
+    """Id rows and teacher vectors of the first texts that a stage will train on, about STATIC_TEXTS."""
+    assert inputs.vectors is not None, "the plan refuses a static start without teacher vectors"
+    texts = np.zeros(0, dtype=np.int64)
+    for step in range(plan.steps):
+        texts = np.union1d(texts, plan.sampler.batch(step).text_N)
+        if len(texts) >= STATIC_TEXTS:
+            break
+    return [plan.sampler.ids(int(text)) for text in texts], inputs.vectors(texts)
 
 
 def _read_ahead(inputs: Inputs, plan: StagePlan, begin: int) -> Iterator[Work]:

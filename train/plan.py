@@ -11,7 +11,7 @@ from train.batches import Sampler
 from train.distributed import world_size
 from train.losses import InfoNCE, Match
 from train.permutation import mix_int
-from train.recipe import Recipe, Stage
+from train.recipe import BuiltStudent, Recipe, Stage
 
 TeacherVectors = Callable[[np.ndarray], np.ndarray]
 """Rows of the texts table -> the teacher's vectors, float32 [n, E]."""
@@ -94,6 +94,11 @@ def _check(stage: Stage, recipe: Recipe, inputs: Inputs) -> None:
         raise ValueError(f"batch_size {stage.batch_size}: expected a multiple of the {world_size()} ranks")
     if stage.max_tokens > recipe.student.max_tokens:
         raise ValueError(f"max_tokens {stage.max_tokens}: the student takes at most {recipe.student.max_tokens}")
+    start = recipe.student.start
+    if isinstance(start, BuiltStudent) and start.init == "static" and inputs.vectors is None:
+        raise ValueError(
+            "student.start.init is static, which is fitted to the teacher's vectors; run the embed step first"
+        )
     if any(isinstance(loss, Match) for loss in stage.losses) and inputs.vectors is None:
         raise ValueError("a match loss needs the teacher's vectors; run the embed step first")
     if any(isinstance(loss, InfoNCE) for loss in stage.losses) and not inputs.examples.positives.values.size:

@@ -90,8 +90,8 @@ def _apply(config: StudentConfig, embedder: Embedder) -> None:
 
 
 def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder) -> Embedder:
-    own_tokenizer = start.tokenizer == "teacher"
-    source = teacher.tokenizer.name_or_path if own_tokenizer else resolve_model(start.tokenizer)
+    own = start.tokenizer == "teacher"
+    source = teacher.tokenizer.name_or_path if own else resolve_model(start.tokenizer)
     tokenizer = AutoTokenizer.from_pretrained(source)
     append_eos(tokenizer)
     shape = {
@@ -111,21 +111,28 @@ def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder) -> Emb
         raise ValueError(f"student.start.heads {start.heads}: expected a multiple of kv_heads {start.kv_heads}")
     shape_config = Qwen3Config(**shape) if start.architecture == "qwen3" else Gemma3TextConfig(**shape)
     backbone = AutoModel.from_config(shape_config)  # type: ignore[no-untyped-call]
-    if start.embeddings == "teacher":
-        _teacher_embeddings(backbone, teacher, own_tokenizer)
+    if start.embeddings != "random":
+        _teacher_embeddings(start, backbone, teacher)
     return Embedder(backbone, tokenizer, "last", max_tokens=config.max_tokens, template=Template())
 
 
-def _teacher_embeddings(backbone: PreTrainedModel, teacher: Embedder, own_tokenizer: bool) -> None:
-    """Copy the teacher's token embeddings, scaled to the size the architecture starts from."""
-    given, wanted = token_embeddings(teacher.backbone), token_embeddings(backbone)
-    if not own_tokenizer or given.shape[1] != wanted.shape[1]:
+def _teacher_embeddings(start: BuiltStudent, backbone: PreTrainedModel, teacher: Embedder) -> None:
+    """Take the token vectors from the teacher."""
+    wanted = token_embeddings(backbone)
+    given = token_embeddings(teacher.backbone)
+    width = given.shape[1] if start.embeddings == "teacher" else teacher.width
+    if start.tokenizer != "teacher" or width != start.width:
         raise ValueError(
-            f"student.start.embeddings is teacher, which needs the teacher's tokenizer and width {given.shape[1]}; got "
-            f"width {wanted.shape[1]}; set embeddings to random, or tokenizer to teacher and width to {given.shape[1]}"
+            f"student.start.embeddings is {start.embeddings}, which needs the teacher's tokenizer and width {width}; "
+            f"got tokenizer {start.tokenizer!r} and width {start.width}; set embeddings to random"
         )
     with torch.no_grad():
-        wanted[: given.shape[0]].copy_(given[: wanted.shape[0]])
+        if start.embeddings == "teacher_output":
+            around = teacher.specials
+            alone = [np.array([*around.before, token, *around.after], dtype=np.int32) for token in range(len(wanted))]
+            wanted.copy_(torch.from_numpy(teacher.encode_ids(alone)))
+        else:
+            wanted.copy_(given[: len(wanted)])
 
 
 def token_embeddings(backbone: PreTrainedModel) -> Tensor:
