@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -134,6 +135,11 @@ def terminal_table(card: Scorecard) -> Table:
     for name, why in card["failed"].items():
         table.add_row(name, Text("; ".join(dict.fromkeys(why.values())), overflow="fold"), style="red")
     return table
+
+
+def print_scorecard(card: Scorecard, console: Console) -> None:
+    """Print the card's table and its one-line summary."""
+    console.print(terminal_table(card))
 
 
 def scores_table(scores: Scores) -> Table:

@@ -1,4 +1,4 @@
-"""A small evaluation folder of all nine kinds, made of real docstrings of the standard library, and the real teacher."""
+"""A small evaluation folder of all nine kinds, made of the standard library's docstrings, and the real teacher."""
 
 import ast
 import importlib.util
@@ -24,7 +24,8 @@ def write(path: Path, **columns: Any) -> None:
 def docstrings(module: str) -> list[tuple[str, str]]:
     """(summary line, rest) of the documented functions and classes of a module, read without importing it."""
     spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     found = {}
     for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):

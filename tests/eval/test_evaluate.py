@@ -103,10 +103,9 @@ class Broken(Hashed):
 
 
 def test_a_task_with_nan_vectors_fails_and_the_others_run(folder: Path, tmp_path: Path) -> None:
-    write(
-        tmp_path / "sts" / "a.parquet", sentence1=["x", "yy", "z"], sentence2=["x", "q", "rrr"], score=[5.0, 1.0, 0.0]
-    )
-    write(tmp_path / "sts" / "b.parquet", sentence1=["x", "y", "z"], sentence2=["x", "q", "r"], score=[5.0, 1.0, 0.0])
+    for name, last in (("a", "rrr"), ("b", "r")):
+        texts = {"sentence1": ["x", "yy", "z"], "sentence2": ["x", "q", last]}
+        write(tmp_path / "sts" / f"{name}.parquet", **texts, score=[5.0, 1.0, 0.0])
     model = Broken()
     model.length = 3
     scores = evaluate(model, load_suite(SuiteConfig(folder=tmp_path)))

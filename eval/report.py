@@ -1,0 +1,113 @@
+"""`report.html`: one self-contained page of a run, for people who look rather than read."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from embedding.files import read_json, write_text
+from eval import sections
+from eval.figures import missing
+
+REPORT = "report.html"
+CSS = Path(__file__).with_name("report.css")
+# A stooping hawk: two wings and a tail in three strokes.
+MARK = (
+    '<svg viewBox="0 0 48 48" role="img" aria-label="eyas"><rect width="48" height="48" rx="12" fill="var(--student)"/>'
+    '<g fill="none" stroke="#fff" stroke-width="3.6" stroke-linecap="round" stroke-linejoin="round">'
+    '<path d="M8 15c7-1 12 2 16 8 4-6 9-9 16-8-5 2-8 5-10 10-1 3-3 5-6 6-3-1-5-3-6-6-2-5-5-8-10-10z"/>'
+    '<path d="M24 31v8"/></g></svg>'
+)
+
+
+def write_report(run: Path) -> Path:
+    """Write `run/report.html` from what the run left: scorecard.json, metrics.jsonl, timings.json, summary.json and
+    searches.json. A section whose file is missing says so.
+
+    Raises:
+        ValueError: one of the files is not valid JSON.
+    """
+    page = render(
+        name=run.resolve().name,
+        card=_read(run / "scorecard.json"),
+        metrics=_read_lines(run / "metrics.jsonl"),
+        timings=_read(run / "timings.json"),
+        summary=_read(run / "summary.json"),
+        searches=_read(run / "searches.json"),
+    )
+    write_text(run / REPORT, page)
+    return run / REPORT
+
+
+def render(
+    name: str,
+    card: dict[str, Any] | None,
+    metrics: list[dict[str, Any]] | None,
+    timings: dict[str, float] | None,
+    summary: dict[str, Any] | None,
+    searches: dict[str, Any] | None,
+) -> str:
+    """The page as text; None for what there is not."""
+    parts = [_top(name, card)]
+
+    def add(title: str, lead: str, file: str, value: Any, make: Callable[[Any], str]) -> None:
+        body = (
+            missing(f"{file} is missing:", "this step of the run has not finished.") if value is None else make(value)
+        )
+        parts.append(f'<section id="{title.split()[0].lower()}"><h2>{title}</h2><p>{lead}</p>{body}</section>')
+
+    kept = (
+        "The share of the teacher's score that the student reaches; a full bar is the teacher, the grey mark is where"
+        " the untrained student stood."
+    )
+    add("What was kept", kept, "scorecard.json", card, sections.retention)
+    add("Every task", sections.HIGHER_IS_BETTER, "scorecard.json", card, sections.tasks)
+    learned = "Scores while training, from the untrained student on; the dashed line is the teacher."
+    add("Learning", learned, "metrics.jsonl", metrics, lambda lines: sections.curves(lines, card))
+    add("Training log", "By optimizer step.", "metrics.jsonl", metrics, sections.training)
+    asked = "What the finished student finds among the held-out documents."
+    add("Searches", asked, "searches.json", searches, sections.searches)
+    add("Time", "Wall-clock seconds of each step of the run.", "timings.json", timings, sections.timings)
+    add("Data", "What was read, and why rows were left out.", "summary.json", summary, sections.data)
+    if card is not None:
+        if card["failed"]:
+            add("Failed tasks", "They count in no mean, for none of the three.", "", card, sections.failed)
+        add("How it was measured", "Prompts, instructions and facts.", "", card, sections.setup)
+    style = CSS.read_text(encoding="utf-8")
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)} · eyas report</title><style>{style}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + f"\n<footer>Written by eyas, {made}. One file, no network.</footer></main></body></html>\n"
+    )
+
+
+def _top(name: str, card: dict[str, Any] | None) -> str:
+    said = "A small embedder and what it kept of its teacher." if card is None else f"Suite: {escape(card['suite'])}"
+    header = f"<header>{MARK}<div><h1>{escape(name)}</h1><p>{said}</p></div></header>"
+    if card is None:
+        return header + missing("scorecard.json is missing:", "the run has not been evaluated.")
+    return header + sections.hero(card)
+
+
+def _read(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]] | None:
+    """The lines of a JSONL file; one that a killed run cut short at the end is left out."""
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}: line {number} is not valid JSON ({error})") from None
+    return found
