@@ -45,9 +45,20 @@ def hero(card: Scorecard) -> str:
 
 
 def facts(found: Mapping[str, Any], rest: str = "run") -> str:
-    """Sizes, widths, speed: a line for each model (a nested mapping), and one named `rest` for the other facts."""
-    groups = {name: dict(_flat(value)) for name, value in found.items() if isinstance(value, Mapping)}
-    groups[rest] = {name: value for name, value in found.items() if not isinstance(value, Mapping)}
+    """Sizes, widths, speed: a line for each model, one for each other group, and one named `rest` for what is left.
+
+    `{"width": {"teacher": 384, "student": 256}}` and `{"student": {"width": 256}}` say the same.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in found.items():
+        if isinstance(value, Mapping) and set(value) <= set(MODELS):
+            for model, one in value.items():
+                groups.setdefault(model, {})[name] = one
+        elif isinstance(value, Mapping):
+            groups.setdefault(name, {}).update(_flat(value))
+        elif name in MODELS:
+            groups.setdefault(name, {})["model"] = value
+    groups[rest] = {name: v for name, v in found.items() if not isinstance(v, Mapping) and name not in MODELS}
     lines = []
     for name, values in groups.items():
         items = "".join(

@@ -13,7 +13,6 @@ from eval.report import write_report
 from eval.scorecard import number, scorecard
 from tests.eval.test_scorecard import scores
 
-
 VOID = {"meta", "br", "img", "link", "input"}
 
 
@@ -46,7 +45,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.shown += data
+        if self.open[-1:] != ["style"]:
+            self.shown += data
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "demo <b>run"
     folder.mkdir()
     student = scores(a=0.4, b=0.2, failed={"c": "no column <score>"})
-    facts = {"student": {"parameters": 9_812_736}, "device": "cpu"}
+    facts = {"parameters": {"teacher": 22_713_216, "student": 9_812_736}, "teacher": "MiniLM", "device": "cpu"}
     card = scorecard(scores(a=0.5, b=0.3, c=0.8), scores(a=0.1, b=0.1, c=0.4), student, facts)
     lines: list[dict[str, Any]] = []
     for step in range(10, 101, 10):
@@ -99,7 +99,8 @@ def test_the_page_fetches_nothing_and_shows_every_section(run: Path) -> None:
         "no column <score>",
         "Loss: match",
         "Mean(TaskType)",
-        "9.81M",
+        "teacherparameters 22.7Mmodel MiniLM",
+        "studentparameters 9.81M",
     ):
         assert part in page.shown, part
     assert "prefers-color-scheme: dark" in text
