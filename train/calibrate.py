@@ -45,6 +45,20 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
     return Memory(budget, activations, weight)
 
 
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the device at a large square matrix product: what a step could reach at best."""
+    size = 8_192 if device.type == "cuda" else 2_048
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(4):
+        _synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
 def _sample(rows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
     """The first texts that hold about so many tokens."""
     total = np.cumsum([len(row) for row in rows])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embedding.files import differences, new_folder, read_manifest, sha256_file, write_manifest
+from train.distributed import sharded_like, whole
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
@@ -32,7 +33,7 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, made_from: Mapping[str, Any]) -> Path:
     """Write one checkpoint atomically; returns its folder."""
-    path = folder / f"step-{checkpoint.step:08d}"
+    path = step_folder(folder, checkpoint.step)
     with new_folder(path) as aside:
         save_file(checkpoint.model, aside / WEIGHTS)
         save_file(checkpoint.optimizer, aside / OPTIMIZER)
@@ -75,24 +76,31 @@ def newest_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Check
     return None, notes
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep`."""
+def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
+    """Remove all but the newest `keep` and the one of step `best`."""
     for path in checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+        if best is None or path != step_folder(folder, best):
+            shutil.rmtree(path)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: `parameter number.entry`."""
+    """The optimizer's state as named whole tensors: `parameter number.entry`. Every rank must ask."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": value for number, entries in state.items() for key, value in entries.items()}
+    return {f"{number}.{key}": whole(value) for number, entries in state.items() for key, value in entries.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put saved tensors back; the groups' settings stay those of the recipe."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = tensor
+        state.setdefault(int(number), {})[key] = sharded_like(tensor, parameters[int(number)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

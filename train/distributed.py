@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def world_size() -> int:
@@ -67,6 +68,18 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor gathered, any other as it is. Every rank must ask."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def sharded_like(x: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor of a parameter's shape, sharded as the parameter is; anything else as it is."""
+    if not isinstance(parameter, DTensor) or x.shape != parameter.shape:
+        return x
+    return distribute_tensor(x.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from embedding.embedder import Embedder
-from train.calibrate import calibrate
+from train.calibrate import calibrate, matrix_rate
 from train.checkpoint import (
     Checkpoint,
     load_optimizer,
@@ -27,7 +28,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.clock import Clock
-from train.distributed import any_rank, barrier, broadcast_object
+from train.distributed import any_rank, barrier, broadcast_object, whole, world_size
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, checkpoint_identity, plan_stages
 from train.recipe import BuiltStudent, Recipe
@@ -75,52 +76,55 @@ def train(
     accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available())
     plans = plan_stages(recipe, inputs)
     job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, evaluate)
-    found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])
+    with accelerator.main_process_first():
+        found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])
     begin = found.step if found else 0
-    tracker = Tracker(recipe, run, accelerator, plans[-1].end, begin)
+    rate = matrix_rate(accelerator.device, torch.bfloat16 if _precision(recipe) == "bf16" else torch.float32)
+    tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=begin, matrix_rate=rate * world_size())
     for note in notes:
         tracker.say(note)
 
     student.to(accelerator.device).train()
+    if recipe.compute.layer_checkpointing:
+        backbone: Any = student.embedder.backbone
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if found is None:
-        if isinstance(recipe.student.start, BuiltStudent) and recipe.student.start.init == "static":
-            cosine = static_start(student.embedder, *_sample(plans[0], inputs))
-            tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
-        first = prepare_work(plans[0].sampler, None, 0)
-        with accelerator.autocast():
-            memory = calibrate(student, first.rows, recipe.compute)
-        memory = Memory(**broadcast_object(asdict(memory)))
+        memory = _begin(job, plans[0], tracker)
     else:
         student.load_state_dict(found.model)
         memory = Memory(**found.facts["memory"])
+        job.best = found.facts["best"]
         tracker.say(f"resumed from step {found.step} of {plans[-1].end}")
 
-    wrapped = accelerator.prepare_model(student)
+    wrapped = _wrap(accelerator, student)
     start, metrics = time.perf_counter(), {}
     with _asked_to_stop() as asked, tracker:
         for plan in plans:
-            if begin < plan.end:
-                optimizer = build_optimizer(plan.stage, wrapped)
-                if found is not None and found.step > plan.start:
-                    load_optimizer(optimizer, found.optimizer)
-                state = TrainState(
-                    accelerator,
-                    wrapped,
-                    optimizer,
-                    plan.stage,
-                    plan.steps,
-                    memory,
-                    recipe.seed,
-                    Clock(accelerator.device),
-                )
-                metrics = _run_stage(job, plan, state, tracker, asked, max(begin, plan.start))
+            if begin >= plan.end:
+                continue
+            state = TrainState(
+                accelerator=accelerator,
+                student=wrapped,
+                embedder=student.embedder,
+                optimizer=build_optimizer(plan.stage, wrapped),
+                stage=plan.stage,
+                steps=plan.steps,
+                memory=memory,
+                seed=recipe.seed,
+                clock=Clock(accelerator.device),
+                say=tracker.say,
+            )
+            if found is not None and found.step > plan.start:
+                load_optimizer(state.optimizer, found.optimizer)
+            metrics = _run_stage(job, plan, state, tracker, asked, max(begin, plan.start))
+            memory = state.memory
     student.eval()
     return TrainReport(plans[-1].end - begin, begin, time.perf_counter() - start, metrics)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    """What stays the same over all stages of a run."""
+    """What belongs to the run rather than to a stage."""
 
     recipe: Recipe
     folder: Path
@@ -129,16 +133,52 @@ class _Job:
     student: Student
     inputs: Inputs
     evaluate: Evaluate | None
+    best: tuple[int, float] | None = None
+    """Step and score of the best evaluation so far."""
 
     def save(self, step: int, state: TrainState) -> None:
         """Write the checkpoint of a finished step, and drop the oldest ones."""
+        model = {name: whole(tensor) for name, tensor in self.student.state_dict().items()}
+        optimizer = optimizer_tensors(state.optimizer)
         if self.accelerator.is_main_process:
-            checkpoint = Checkpoint(
-                step, self.student.state_dict(), optimizer_tensors(state.optimizer), {"memory": asdict(state.memory)}
-            )
-            save_checkpoint(self.folder, checkpoint, self.made_from)
-            prune_checkpoints(self.folder, self.recipe.tracking.keep)
+            facts = {"memory": asdict(state.memory), "best": self.best}
+            save_checkpoint(self.folder, Checkpoint(step, model, optimizer, facts), self.made_from)
+            prune_checkpoints(self.folder, self.recipe.tracking.keep, self.best[0] if self.best else None)
         barrier()
+
+    def score(self, step: int, tracker: Tracker) -> bool:
+        """Evaluate on the main process; whether this is the best so far, on every rank."""
+        assert self.evaluate is not None
+        scores = self.evaluate(self.student.embedder) if self.accelerator.is_main_process else {}
+        if scores:
+            tracker.evaluation(step, scores)
+        mean = broadcast_object(scores.get("eval/mean"))
+        better = mean is not None and (self.best is None or mean > self.best[1])
+        if better:
+            self.best = (step, mean)
+        return better
+
+
+def _begin(job: _Job, plan: StagePlan, tracker: Tracker) -> Memory:
+    """What a new run does once: set the weights in closed form if asked, measure the machine."""
+    start = job.recipe.student.start
+    if isinstance(start, BuiltStudent) and start.init == "static":
+        cosine = static_start(job.student.embedder, *_sample(plan, job.inputs))
+        tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
+    first = prepare_work(plan.sampler, None, 0)
+    with job.accelerator.autocast():
+        memory = calibrate(job.student, first.rows, job.recipe.compute)
+    return Memory(**broadcast_object(asdict(memory)))
+
+
+def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
+    """The student under DDP or FSDP2, whichever was launched; itself on a single process."""
+    if not accelerator.is_fsdp2:
+        wrapped: torch.nn.Module = accelerator.prepare_model(student)
+        return wrapped
+    # Accelerate shards a model only together with an optimizer; each stage builds its own on the sharded parameters.
+    wrapped, _ = accelerator.prepare(student, torch.optim.SGD(student.parameters(), lr=0.0))
+    return wrapped
 
 
 def _run_stage(
@@ -153,14 +193,13 @@ def _run_stage(
         tracker.step(step, plan.stage.name, metrics, work, state)
 
         # -------------------------------------------------------------- evaluate: changes nothing of the training
-        if job.evaluate is not None and _due(step, tracking.evaluate_every, plan.end):
-            if job.accelerator.is_main_process:
-                tracker.evaluation(step, job.evaluate(job.student.embedder))
-            barrier()
+        best = False
+        if job.evaluate is not None and _due(step, tracking.evaluate_every, tracker.steps):
+            best = job.score(step, tracker)
 
         # -------------------------------------------------------------- save: on schedule, at the end, or asked to stop
         stop = any_rank(asked.is_set(), job.accelerator.device)
-        if step % tracking.checkpoint_every == 0 or step == plan.end or stop:
+        if step % tracking.checkpoint_every == 0 or step == plan.end or stop or best:
             job.save(step, state)
         if stop:
             raise Preempted(f"asked to stop: checkpoint of step {step} is in {job.folder}; run it again to go on")

@@ -125,6 +125,8 @@ class ComputeConfig(Config):
     """Padded tokens of a chunk; None: measured at the start."""
     activation_gib: float | None = Field(default=None, gt=0)
     """Memory for kept activations; chunks beyond it are recomputed. None: half of what is free at the start."""
+    layer_checkpointing: bool = False
+    """Keep only the layers' inputs of a chunk: slower, for texts so long that one chunk does not fit."""
 
 
 class Recipe(Config):

@@ -3,14 +3,15 @@
 Shapes: N texts of the global batch, n of them on this rank, D student width, E teacher width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from embedding.embedder import Embedder
 from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
 from train.distributed import gather_rows, rank, sum_over_ranks, world_size
@@ -40,6 +41,19 @@ class Memory:
     activation_bytes: float
     bytes_per_token: float
 
+    def halved(self, longest: int) -> "Memory":
+        """Half the token budget.
+
+        Raises:
+            ValueError: half would be under one text.
+        """
+        if self.token_budget // 2 < longest:
+            raise ValueError(
+                f"out of memory with chunks of {self.token_budget} tokens, and a text has {longest}; lower the stage's "
+                "max_tokens, set compute.layer_checkpointing, or use a device with more memory"
+            )
+        return replace(self, token_budget=self.token_budget // 2)
+
     def kept(self, chunks: Sequence[np.ndarray], longest_n: np.ndarray) -> int:
         """How many of the chunks may keep their activations."""
         padded = np.cumsum([len(chunk) * int(longest_n[chunk].max()) for chunk in chunks])
@@ -52,7 +66,9 @@ class TrainState:
 
     accelerator: Accelerator
     student: torch.nn.Module
-    """The wrapped Student."""
+    """The Student, wrapped for its ranks."""
+    embedder: Embedder
+    """The student's own embedder."""
     optimizer: torch.optim.Optimizer
     stage: Stage
     steps: int
@@ -60,6 +76,7 @@ class TrainState:
     memory: Memory
     seed: int
     clock: Clock
+    say: Callable[[str], None]
 
     def padded_tokens(self, work: Work) -> int:
         """Tokens the model computes for a batch, padding included, over all ranks (each pads alike)."""
@@ -78,6 +95,26 @@ def prepare_work(sampler: Sampler, vectors: TeacherVectors | None, step: int) ->
 
 
 def train_step(state: TrainState, work: Work) -> dict[str, float]:
+    """One step; where the device runs out of memory, the token budget is halved and the step repeated.
+
+    With several ranks the others are waiting in a collective by then, so the job ends, and says what to set.
+
+    Raises:
+        ValueError: see `attempt_step`; or out of memory with several ranks, or with chunks of a single text.
+    """
+    while True:
+        try:
+            return attempt_step(state, work)
+        except torch.OutOfMemoryError as error:
+            state.optimizer.zero_grad(set_to_none=True)
+            halved = state.memory.halved(int(work.share.longest_n.max()))
+            if world_size() > 1:
+                raise ValueError(f"out of memory; set compute.token_budget to {halved.token_budget}") from error
+            state.say(f"out of memory: chunks of {halved.token_budget} tokens from here on, and the step again")
+            state.memory = halved
+
+
+def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     """Embed this rank's share, gather, lose, go back, update. Returns global means: the loss, its terms, the norm.
 
     Raises:

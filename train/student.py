@@ -4,6 +4,7 @@ Shapes: n texts of this rank, D student width, E teacher width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Student(nn.Module):
     def __init__(self, embedder: Embedder, teacher_width: int | None = None) -> None:
         super().__init__()
         self.embedder = embedder
+        # What Accelerate's FSDP2 shards as one unit.
+        self._no_split_modules = list(getattr(embedder.backbone, "_no_split_modules", None) or [])
         self.projection: nn.Linear | None = None
         if teacher_width is not None:
             self.projection = nn.Linear(embedder.width, teacher_width, bias=False)
@@ -47,6 +50,20 @@ class Student(nn.Module):
             return vectors_nD, vectors_nD
         with torch.autocast(vectors_nD.device.type, enabled=False):
             return vectors_nD, self.projection(vectors_nD)
+
+
+def training_flops(embedder: Embedder, length_N: np.ndarray) -> float:
+    """Floating-point operations that a forward and backward pass over texts of these lengths need, nothing recomputed.
+
+    6 P per token for P weights in matrix products, and 12 * layers * heads * head_dim per pair of tokens that attend
+    (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B); a causal model's pairs are half.
+    """
+    config: Any = embedder.backbone.config
+    matrices = sum(p.numel() for name, p in embedder.named_parameters() if p.ndim >= 2 and "embed" not in name)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * head_dim
+    pairs = float(np.square(length_N.astype(np.float64)).sum()) * (0.5 if embedder.causal else 1.0)
+    return float(6.0 * matrices * float(length_N.sum()) + attention * pairs)
 
 
 def build_student(config: StudentConfig, teacher: Embedder, seed: int, *, project: bool = True) -> Student:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from embedding.files import write_text
 from train.recipe import Recipe
 from train.step import TrainState, Work
+from train.student import training_flops
 
 METRICS = "metrics.jsonl"
 
@@ -21,7 +22,13 @@ METRICS = "metrics.jsonl"
 class Tracker:
     """Collects one line of metrics every `log_every` steps. Only the main process writes."""
 
-    def __init__(self, recipe: Recipe, run: Path, accelerator: Accelerator, steps: int, start: int) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Path, accelerator: Accelerator, *, steps: int, start: int, matrix_rate: float
+    ) -> None:
+        """`matrix_rate`: FLOP/s of all ranks together at a large matrix product, for the utilisation."""
+        self._flops, self._matrix_rate = 0.0, matrix_rate
+        self.steps = steps
+        """Of the whole run."""
         self._every = recipe.tracking.log_every
         self._main = accelerator.is_main_process
         self._path = run / METRICS
@@ -60,8 +67,9 @@ class Tracker:
         """Note a finished step; writes a line when it is due."""
         self._tokens += int(work.batch.length_N.sum())
         self._padded += state.padded_tokens(work)
+        self._flops += training_flops(state.embedder, work.batch.length_N)
         self._progress.update(self._task, completed=step, stage=stage)
-        if step % self._every and step != self._progress.tasks[0].total:
+        if step % self._every and step != self.steps:
             return
         laps = state.clock.seconds()
         state.clock.start()
@@ -73,14 +81,16 @@ class Tracker:
             "tokens_per_s": self._tokens / seconds,
             "steps_per_s": (step - self._since) / seconds,
             "padding": 1 - self._tokens / self._padded,
+            "mfu": self._flops / seconds / self._matrix_rate,
             **{f"time/{name}": lap / max(sum(laps.values()), 1e-9) for name, lap in laps.items()},
         }
         self._write(line)
         said = f"loss {metrics['loss']:.4f}  {line['tokens_per_s']:,.0f} tokens/s"
         self._progress.update(self._task, said=said)
         if not self._console.is_terminal:
-            self.say(f"{stage} {step}/{self._progress.tasks[0].total:.0f}  {said}")
-        self._time, self._tokens, self._padded, self._since = time.perf_counter(), 0, 0, step
+            self.say(f"{stage} {step}/{self.steps}  {said}")
+        self._forget()
+        self._since = step
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Note an evaluation; its time does not count as training."""
@@ -88,7 +98,10 @@ class Tracker:
         mean = scores.get("eval/mean")
         if mean is not None:
             self.say(f"step {step}: MTEB-lite mean {mean:.4f}")
-        self._time, self._tokens, self._padded = time.perf_counter(), 0, 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._time, self._tokens, self._padded, self._flops = time.perf_counter(), 0, 0, 0.0
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self._main:
