@@ -98,9 +98,9 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 continue
             place = f"{path}:{number}"
             try:
-                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                values = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
             except json.JSONDecodeError as error:
-                yield Record(f"{place} ({error.msg} at column {error.colno})", {}, "malformed JSON")
+                yield Record(f"{place} (column {error.colno}: {error.msg.removesuffix(' at')})", {}, "malformed JSON")
             except UnicodeDecodeError as error:
                 yield Record(f"{place} (byte 0x{line[error.start]:02x} at position {error.start})", {}, "not UTF-8")
             except RecursionError:
