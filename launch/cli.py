@@ -3,17 +3,30 @@
 Heavy imports stay inside the commands, so that `--help` and a mistyped command answer at once.
 """
 
-from typing import Annotated, Any
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+if TYPE_CHECKING:
+    from launch.pipeline import Step
+
 errors = Console(stderr=True)
 
 # What to install when an optional library is missing: the extra of eyas that brings it.
-EXTRAS = {"mteb": "eval", "sentence_transformers": "eval", "matplotlib": "eval", "wandb": "wandb", "peft": "lora"}
+EXTRAS = {"mteb": "eval", "sentence_transformers": "eval", "wandb": "wandb", "peft": "lora"}
+
+
+# What the demo searches among the held-out docstrings.
+DEMO_QUERIES = (
+    "read a table from a CSV file",
+    "wait until another thread has finished",
+    "how similar are two vectors?",
+)
 
 
 class Commands(TyperGroup):
@@ -92,7 +105,7 @@ def demo(overrides: Overrides = None, resume: Resume = True) -> None:
 
       eyas demo name=other seed=1
     """
-    _run("demo", overrides, until="report", resume=resume)
+    _run("demo", overrides, until="report", resume=resume, queries=DEMO_QUERIES)
 
 
 @app.command()
@@ -162,9 +175,22 @@ def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
     _run(config, overrides, until="evaluate")
 
 
-def _run(config: str, overrides: list[str] | None, until: str, resume: bool = True) -> None:
+def _run(
+    config: str, overrides: list[str] | None, until: "Step", resume: bool = True, queries: Sequence[str] = ()
+) -> None:
+    import datasets
+    from transformers.utils import logging
+
     from embedding.config import load_config
     from launch.pipeline import Pipeline
+    from train.loop import Preempted
     from train.recipe import Recipe
 
-    Pipeline(load_config(Recipe, config, overrides or ()), Console(), resume=resume).run(until)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal belongs to the steps
+    datasets.disable_progress_bars()
+    recipe = load_config(Recipe, config, overrides or ())
+    try:
+        Pipeline(recipe, Console(), resume=resume, queries=queries).run(until)
+    except Preempted as stop:
+        errors.print(str(stop), style="yellow", soft_wrap=True)
+        raise typer.Exit(os.EX_TEMPFAIL) from None  # what schedulers take as: try the same again

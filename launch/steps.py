@@ -1,7 +1,7 @@
 """Which steps of a run are finished: content-addressed records, and the seconds that each step took."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from embedding.files import differences, fingerprint, read_json, write_json
 
 Result = dict[str, Any]
+"""What a step says of itself, as JSON; `outputs` names the files and folders without which it is not finished."""
 
 
 class Ledger:
@@ -28,60 +29,66 @@ class Ledger:
         self.seconds: dict[str, float] = {}
 
     def step(
-        self,
-        name: str,
-        made_from: Mapping[str, Any],
-        work: Callable[[], Result],
-        outputs: Callable[[Result], Sequence[Path]],
-        share: bool = False,
+        self, name: str, made_from: Mapping[str, Any], work: Callable[[], Result], *, share: bool = False
     ) -> Result:
         """The result of the step `name`: taken from its record when nothing it was made from changed, else of `work`.
 
         Args:
             made_from: JSON facts that determine the result.
-            work: does the step and returns its JSON result.
-            outputs: the files and folders that must exist for a result to be reused.
             share: whether other runs may reuse the result (its outputs lie outside the run folder).
         """
-        own = self.run / "steps" / f"{name}.json"
         common = self.shared / f"{name}-{fingerprint(made_from)}.json"
-        before = read_json(own) if own.is_file() else None
-        record, reason = self._finished(before, made_from, outputs)
+        before = self.record(name)
+        record, reason = _usable(before, made_from)
         if record is None and share and common.is_file():
-            record, reason = self._finished(read_json(common), made_from, outputs)
+            record, reason = _usable(read_json(common), made_from)
         if record is not None:
-            self._say(name, f"skipped, finished before (took {record['seconds']:.1f} s)")
+            self.say(name, f"skipped, finished before (took {record['seconds']:.1f} s)")
         else:
-            self._say(name, f"again: {reason}" if reason else "")
+            self.say(name, f"again: {reason}" if reason else "…")
             begin = time.perf_counter()
             result = work()
+            seconds = round(time.perf_counter() - begin, 3)
             record = {
                 "fingerprint": fingerprint(made_from),
                 "made_from": dict(made_from),
-                "seconds": round(time.perf_counter() - begin, 3),
+                "seconds": seconds,
                 "result": result,
             }
-            self._say(name, f"done in {record['seconds']:.1f} s")
+            self.say(name, f"done in {seconds:.1f} s")
             if share:
                 write_json(common, record)
         if record != before:
-            write_json(own, record)
+            write_json(self._path(name), record)
         self.seconds[name] = record["seconds"]
         write_json(self.run / "timings.json", {**self.seconds, "total": round(sum(self.seconds.values()), 3)})
         return dict(record["result"])
 
-    def _finished(
-        self, record: Any, made_from: Mapping[str, Any], outputs: Callable[[Result], Sequence[Path]]
-    ) -> tuple[dict[str, Any] | None, str]:
-        """The record when it may be reused; else why not ("" when there is none)."""
-        if record is None:
-            return None, ""
-        if record["fingerprint"] != fingerprint(made_from):
-            return None, "; ".join(differences(made_from, record["made_from"]))
-        missing = [str(path) for path in outputs(record["result"]) if not path.exists()]
-        if missing:
-            return None, f"{', '.join(missing)} is gone"
-        return dict(record), ""
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The record of this run's last finished step of that name, whatever it was made from."""
+        path = self._path(name)
+        return dict(read_json(path)) if path.is_file() else None
 
-    def _say(self, name: str, text: str) -> None:
+    def forget(self, name: str) -> None:
+        """From now on the step is not finished, for this run and for those that share its result."""
+        record = self.record(name)
+        if record is not None:
+            (self.shared / f"{name}-{record['fingerprint']}.json").unlink(missing_ok=True)
+            self._path(name).unlink()
+
+    def say(self, name: str, text: str) -> None:
+        """One line about a step."""
         self.console.print(f"[bold cyan]{name:>8}[/]  {escape(text)}", soft_wrap=True, highlight=False)
+
+    def _path(self, name: str) -> Path:
+        return self.run / "steps" / f"{name}.json"
+
+
+def _usable(record: dict[str, Any] | None, made_from: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The record when it may be reused; else why not ("" when there is none)."""
+    if record is None:
+        return None, ""
+    if record["fingerprint"] != fingerprint(made_from):
+        return None, "; ".join(differences(made_from, record["made_from"]))
+    missing = [path for path in record["result"]["outputs"] if not Path(path).exists()]
+    return (None, f"{', '.join(missing)} is gone") if missing else (record, "")

@@ -1,0 +1,40 @@
+"""Scores of a run's three models: the teacher's and the untrained student's are measured once and kept in the cache."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from embedding.embedder import Embedder
+from embedding.files import fingerprint, read_json, sha256_file, write_json
+from eval.evaluate import Scores, evaluate
+from eval.suite import Suite, SuiteConfig
+
+
+def suite_facts(config: SuiteConfig, folder: Path) -> dict[str, Any]:
+    """What a suite is made from: its config and the contents of its folder, as JSON values."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    contents = {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    return {"config": config.model_dump(mode="json"), "files": fingerprint(contents)}
+
+
+def kept_scores(
+    cache: Path, made_from: dict[str, Any], model: Callable[[], Embedder], suite: Callable[[], Suite]
+) -> Scores:
+    """The scores that `cache` keeps under the fingerprint of `made_from`; else they are measured and kept.
+
+    Scores with a failed task are not kept: the next run tries again.
+    """
+    path = cache / f"{fingerprint(made_from)}.json"
+    if path.is_file():
+        return dict(read_json(path)["scores"])
+    scores = evaluate(model(), suite())
+    if not any("failed" in task for task in scores["tasks"].values()):
+        write_json(path, {"made_from": made_from, "scores": scores})
+    return scores
+
+
+def curve_values(scores: Scores) -> dict[str, float]:
+    """The scores that a training log shows: `eval/mean` (Mean(TaskType)) and `eval/KIND`."""
+    values = {f"eval/{kind}": score for kind, score in scores["kinds"].items()}
+    mean = scores["means"]["task_type"]
+    return values if mean is None else {"eval/mean": mean, **values}
