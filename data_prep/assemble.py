@@ -127,7 +127,7 @@ class Selection:
         self.spoilt_M |= forbidden_N[self.queries_M]
         self.spoilt_M[self.positives.owners[forbidden_N[self.positives.values]]] = True
         self.spoilt_M &= ~self.held_M
-        gone = forbidden_N[self.negatives.values]
+        gone = forbidden_N[self.negatives.values] & self.kept_M[self.negatives.owners]
         self.negatives = self.negatives.without(gone)
         return int(gone.sum())
 

@@ -220,8 +220,11 @@ def read_hub(
 def _check_text_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name a file, or a pattern such as {path}/*")
-    with path.open("rb") as file:
-        head = file.read(4)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     if not head:
         raise ValueError(f"{path}: the file is empty")
     for magic, what in _MAGIC.items():

@@ -5,21 +5,20 @@ Shapes: N texts, E width of the teacher.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from data_prep.tables import Texts, pieces
 from data_prep.vectors import VectorStore
 from embedding.config import Config
-from embedding.embedder import Embedder
+from embedding.embedder import TOKEN_BUDGET, Embedder
 from embedding.files import content_keys, differences, fingerprint, read_manifest
 from embedding.instruction import BARE, Template
 from embedding.pooling import Pooling
@@ -30,6 +29,8 @@ SHARD_TEXTS = 2_048
 """Vectors in a shard, at most: what a kill can lose."""
 SHARD_TOKENS = 262_144
 """Tokens behind a shard, at most, so that long texts lose no more time than short ones."""
+PART_CHUNKS = 8
+"""Chunks between two steps of the progress bar."""
 
 
 class TeacherConfig(Config):
@@ -112,14 +113,19 @@ def embed_texts(
     _, first_N = np.unique(keys_N2, axis=0, return_index=True)
     todo = np.sort(first_N[store.missing(keys_N2[first_N])])
     tokens = cut = 0
-    with _bar(len(todo), progress) as bar:
-        for rows, ids in _shards(texts, todo, embedder):
-            vectors_NE = embedder.encode_ids(ids, token_budget=config.token_budget)
-            store.append(keys_N2[rows], vectors_NE)
-            lengths = np.array([len(row) for row in ids])
-            tokens += int(np.minimum(lengths, embedder.max_tokens).sum())
-            cut += int((lengths > embedder.max_tokens).sum())
-            bar(len(rows), tokens)
+    with _Bar(progress and len(todo) > 0) as bar:
+        for piece in pieces(len(todo), WINDOW_TEXTS):
+            rows, ids, lengths = _longest_first(texts, todo[piece], embedder)
+            cut += sum(len(row) > embedder.max_tokens for row in ids)
+            bar.expect(tokens + int(lengths.sum() * ((len(todo) - piece[0]) / len(piece))))
+            for shard in _runs(lengths, SHARD_TEXTS, SHARD_TOKENS):
+                vectors = []
+                for part in _runs(lengths[shard], SHARD_TEXTS, PART_CHUNKS * _budget(config, embedder)):
+                    mine = ids[shard][part]
+                    vectors.append(embedder.encode_ids(mine, token_budget=config.token_budget))
+                    bar.advance(len(mine), int(lengths[shard][part].sum()))
+                store.append(keys_N2[rows[shard]], np.concatenate(vectors))
+            tokens += int(lengths.sum())
     seconds = time.perf_counter() - start
     return EmbedReport(folder, len(todo), len(first_N) - len(todo), seconds, tokens, cut, store.set_aside, note)
 
@@ -133,21 +139,31 @@ def vector_keys(texts: Texts, template: Template) -> np.ndarray:
     return np.concatenate([np.zeros((0, 2), np.uint64), *parts])
 
 
-def _shards(texts: Texts, todo: np.ndarray, embedder: Embedder) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """(rows of texts, their ids) of each shard: neighbours in length, the longest of a window first."""
-    for piece in pieces(len(todo), WINDOW_TEXTS):
-        rows = todo[piece]
-        prompts, raw = texts.prompted(embedder.template, rows)
-        ids = embedder.tokenize(raw, prompts)
-        lengths = np.minimum([len(row) for row in ids], embedder.max_tokens)
-        order = np.argsort(-lengths, kind="stable")
-        first, total = 0, 0
-        for place, row in enumerate(order.tolist()):
-            if place - first == SHARD_TEXTS or (place > first and total + lengths[row] > SHARD_TOKENS):
-                yield rows[order[first:place]], [ids[i] for i in order[first:place]]
-                first, total = place, 0
-            total += int(lengths[row])
-        yield rows[order[first:]], [ids[i] for i in order[first:]]
+def _longest_first(
+    texts: Texts, rows: np.ndarray, embedder: Embedder
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """The rows sorted by length, their ids, and their lengths after the teacher's cut."""
+    prompts, raw = texts.prompted(embedder.template, rows)
+    ids = embedder.tokenize(raw, prompts)
+    lengths = np.minimum([len(row) for row in ids], embedder.max_tokens)
+    order = np.argsort(-lengths, kind="stable")
+    return rows[order], [ids[i] for i in order.tolist()], lengths[order]
+
+
+def _runs(lengths: np.ndarray, most_texts: int, most_tokens: int) -> Iterator[slice]:
+    """Cut a sequence into runs of at most so many texts and tokens; a text longer than that is a run of its own."""
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < len(lengths):
+        before = ends[start] - lengths[start]
+        fitting = int(np.searchsorted(ends, before + most_tokens, side="right"))
+        stop = min(max(fitting, start + 1), start + most_texts)
+        yield slice(start, stop)
+        start = stop
+
+
+def _budget(config: TeacherConfig, embedder: Embedder) -> int:
+    return config.token_budget or TOKEN_BUDGET.get(embedder.device.type, 16_384)
 
 
 def _nearest(stores: Path, identity: dict[str, Any]) -> str:
@@ -160,25 +176,31 @@ def _nearest(stores: Path, identity: dict[str, Any]) -> str:
     return f"a new store, since no existing one fits; nearest: {'; '.join(nearest)}"
 
 
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
-    """A progress bar with speed and time left; yields a function that is told texts done and tokens so far."""
-    columns = [
-        TextColumn("embedding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=Console(stderr=True), disable=not shown or not total, transient=True) as display:
-        task: TaskID = display.add_task("embedding", total=total, speed="")
-        begun = time.perf_counter()
-        done = 0
+class _Bar:
+    """A progress bar in tokens, with speed and time left; what is left is estimated from the texts seen so far."""
 
-        def update(texts: int, tokens: int) -> None:
-            nonlocal done
-            done += texts
-            seconds = time.perf_counter() - begun
-            display.update(task, advance=texts, speed=f"{done / seconds:,.0f} texts/s {tokens / seconds:,.0f} tokens/s")
+    def __init__(self, shown: bool) -> None:
+        columns = [TextColumn("embedding"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}")]
+        self._display = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
+        self._task = self._display.add_task("embedding", total=None, speed="")
+        self._begun = time.perf_counter()
+        self._texts = self._tokens = 0
 
-        yield update
+    def __enter__(self) -> Self:
+        self._display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.stop()
+
+    def expect(self, tokens: int) -> None:
+        """The number of tokens there will be in all."""
+        self._display.update(self._task, total=tokens)
+
+    def advance(self, texts: int, tokens: int) -> None:
+        """So much more is done."""
+        self._texts += texts
+        self._tokens += tokens
+        seconds = time.perf_counter() - self._begun
+        speed = f"{self._texts:,} texts, {self._texts / seconds:,.0f} texts/s, {self._tokens / seconds:,.0f} tokens/s"
+        self._display.update(self._task, completed=self._tokens, speed=speed)

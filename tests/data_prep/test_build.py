@@ -1,0 +1,266 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import build, harvest
+from data_prep.build import DataConfig, data_fingerprint, prepare
+from data_prep.clean import normal_form
+from data_prep.tables import Examples, Texts
+from embedding.config import parse_config
+from embedding.files import content_key, fingerprint, read_json, read_manifest
+
+TASK = "Given a question, retrieve the answer"
+
+
+def pair(i: int) -> dict[str, Any]:
+    return {"question": f"What is number {i}?", "answer": f"It is the number {i}, and none other."}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def config(path: Path, share: float = 0.0, **source: Any) -> DataConfig:
+    values = {"kind": "jsonl", "path": str(path), "query": "question", "positive": "answer", "instruction": TASK}
+    return parse_config(DataConfig, {"sources": [values | source], "heldout": {"share": share}})
+
+
+def tables(out: Path) -> tuple[Texts, Examples]:
+    return Texts.load(out / "texts"), Examples.load(out / "examples")
+
+
+def training_texts(out: Path) -> set[str]:
+    return {normal_form(text) for text in Texts.load(out / "texts").texts.to_pylist()}
+
+
+@pytest.fixture
+def site_roots(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Harvest the small installation, in this process's own digest cache."""
+    monkeypatch.setattr(harvest, "package_roots", lambda: [site])
+    harvest.installed_digest.cache_clear()
+    yield site
+    harvest.installed_digest.cache_clear()
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_texts_and_examples(tmp_path: Path) -> None:
+    rows = [
+        {"question": "one?", "answer": ["first", "also first"], "wrong": "second", "s": 0.5, "g": "a", "l": "en"},
+        {"question": "two?", "answer": ["second"], "wrong": None, "s": None, "g": None, "l": "de"},
+        {"question": "three?", "answer": ["first"], "wrong": None, "s": None, "g": "a", "l": "en"},
+    ]
+    path = write(tmp_path / "x.jsonl", rows)
+    summary = prepare(config(path, negative="wrong", score="s", group="g", lang="l"), tmp_path / "out")
+    texts, examples = tables(tmp_path / "out")
+    assert [texts.text(i) for i in range(len(texts))] == ["one?", "first", "also first", "second", "two?", "three?"]
+    assert [texts.role(i) for i in range(3)] == ["query", "document", "document"]
+    assert [texts.task(i) for i in range(3)] == [TASK, "", ""]
+    assert [texts.lang(i) for i in range(6)] == ["en", "en", "en", "en", "de", "en"]
+    assert texts.keys[0].tobytes() == content_key("query", TASK, "one?")
+    assert examples.queries.tolist() == [0, 4, 5]
+    assert [examples.positives_of(i).tolist() for i in range(3)] == [[1, 2], [3], [1]]
+    assert [examples.negatives_of(i).tolist() for i in range(3)] == [[3], [], []]
+    assert examples.scores[0] == 0.5
+    assert str(examples.scores[1]) == "nan"
+    assert examples.groups.tolist() == [0, -1, 0]
+    assert (examples.source_names, examples.sources.tolist()) == (["x"], [0, 0, 0])
+    assert (summary["texts"], summary["examples"]) == (6, 3)
+
+
+def test_the_tables_are_ordinary_datasets(tmp_path: Path) -> None:
+    prepare(config(write(tmp_path / "x.jsonl", [pair(1), pair(2)])), tmp_path / "out")
+    texts = datasets.load_from_disk(str(tmp_path / "out" / "texts"))
+    examples = datasets.load_from_disk(str(tmp_path / "out" / "examples"))
+    assert texts[examples[1]["positives"][0]]["text"] == pair(2)["answer"]
+    assert texts.column_names == ["key_hi", "key_lo", "role", "task", "text", "lang"]
+
+
+def test_single_texts_and_symmetric_pairs(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [pair(1), pair(2)])
+    single = {"query": None, "positive": None, "text": "answer"}
+    prepare(config(path, share=0.5, **single, instruction=""), tmp_path / "single")
+    texts, examples = tables(tmp_path / "single")
+    assert (len(examples), len(examples.positives_of(0))) == (2, 0)
+    assert texts.role(0) == "document"
+    prepare(config(path, symmetric=True), tmp_path / "both")
+    texts, _ = tables(tmp_path / "both")
+    assert [(texts.role(i), texts.task(i)) for i in range(len(texts))] == [("query", TASK)] * 4
+
+
+def test_drops_are_counted_by_reason(tmp_path: Path) -> None:
+    rows = [pair(1), pair(1), {"question": "", "answer": "x"}, {"question": 3, "answer": "x"}, pair(2)]
+    path = write(tmp_path / "x.jsonl", rows)
+    summary = prepare(config(path, on_error="drop"), tmp_path / "out")
+    dropped = {"'question' is empty": 1, "'question' is int, expected text": 1, "duplicate": 1}
+    assert summary["dropped"] == summary["sources"]["x"]["dropped"] == dropped
+    assert summary["sources"]["x"]["rows"] == 5
+    assert summary["sources"]["x"]["examples"] == 2
+    assert summary["sources"]["x"]["places"]["'question' is empty"] == [f"{path}:3"]
+
+
+def test_a_bad_row_leaves_nothing_behind_and_finished_work_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [pair(1), pair(2)])
+    before = prepare(config(path), tmp_path / "out")
+    write(path, [pair(1), {"question": "", "answer": "x"}])
+    with pytest.raises(ValueError, match=r"x\.jsonl:2"):
+        prepare(config(path), tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest["summary"] == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "x.jsonl"]
+
+
+def test_nothing_left_to_train_on(tmp_path: Path) -> None:
+    rows = [{"question": "The same for all?", "answer": f"answer {i}"} for i in range(6)]
+    with pytest.raises(ValueError, match=r"no row is left to train on.*repeats a held-out text.*heldout\.share"):
+        prepare(config(write(tmp_path / "x.jsonl", rows), share=0.4), tmp_path / "out")
+
+
+# -------------------------------------------------------------------------------------------------------- fingerprints
+
+
+def test_a_finished_step_is_skipped_and_a_change_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.jsonl", [pair(1), pair(2)])
+    first = prepare(config(path), tmp_path / "out")
+    made = fingerprint(data_fingerprint(config(path)))
+    stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_build", lambda *_: pytest.fail("built again"))
+        assert prepare(config(path), tmp_path / "out") == first
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp
+    path.write_text(path.read_text().replace("number 2", "number 3"))  # the same size
+    assert fingerprint(data_fingerprint(config(path))) != made
+    prepare(config(path), tmp_path / "out")
+    assert "What is number 3?" in Texts.load(tmp_path / "out" / "texts").texts.to_pylist()
+
+
+def test_changed_code_is_another_fingerprint(site_roots: Path, tmp_path: Path) -> None:
+    before = data_fingerprint(DataConfig())
+    (site_roots / "extra.py").write_text("x = 1\n")
+    try:
+        harvest.installed_digest.cache_clear()
+        assert data_fingerprint(DataConfig()) != before
+    finally:
+        (site_roots / "extra.py").unlink()
+
+
+# ------------------------------------------------------------------------------------------------------------ held out
+
+
+def test_held_out_pairs_become_a_retrieval_task(tmp_path: Path) -> None:
+    rows = [pair(i) for i in range(200)]
+    rows += [{"question": f"Another way to ask for {i}?", "answer": pair(i)["answer"].upper()} for i in range(200)]
+    rows += [{"question": pair(i)["question"].lower(), "answer": f"A second answer to {i}."} for i in range(200)]
+    out = tmp_path / "out"
+    summary = prepare(config(write(tmp_path / "faq.jsonl", rows), share=0.1), out)
+    folder = out / "heldout" / "retrieval" / "faq"
+    corpus, queries, qrels = (pq.read_table(folder / f"{name}.parquet") for name in ("corpus", "queries", "qrels"))
+    assert (corpus.column_names, queries.column_names) == (["id", "title", "text"], ["id", "text"])
+    assert qrels.column_names == ["query_id", "doc_id", "score"]
+    assert summary["heldout"] == {"retrieval/faq": len(queries)}
+    held = {normal_form(text) for table in (corpus, queries) for text in table["text"].to_pylist()}
+    assert len(held) > 60
+    assert held.isdisjoint(training_texts(out))
+    text_of = dict(zip(corpus["id"].to_pylist(), corpus["text"].to_pylist(), strict=True))
+    asked = dict(zip(queries["id"].to_pylist(), queries["text"].to_pylist(), strict=True))
+    allowed = {(normal_form(row["question"]), normal_form(row["answer"])) for row in rows}
+    judged = {(normal_form(asked[row["query_id"]]), normal_form(text_of[row["doc_id"]])) for row in qrels.to_pylist()}
+    assert judged <= allowed
+    assert len({q for q, _ in judged}) == len(queries)
+    assert read_json(out / "heldout" / "instructions.json") == {"retrieval/faq": TASK}
+    counts = summary["sources"]["faq"]
+    assert (
+        counts["rows"] == 600 == counts["held out"] + counts["examples"] + counts["dropped"]["repeats a held-out text"]
+    )
+
+
+def test_a_held_out_document_goes_from_the_negatives_only(tmp_path: Path) -> None:
+    rows = [{**pair(i), "wrong": [pair((i + 1) % 100)["answer"], pair((i + 2) % 100)["answer"]]} for i in range(100)]
+    out = tmp_path / "out"
+    summary = prepare(config(write(tmp_path / "x.jsonl", rows), share=0.1, negative="wrong"), out)
+    _, examples = tables(out)
+    corpus = pq.read_table(out / "heldout" / "retrieval" / "x" / "corpus.parquet")["text"].to_pylist()
+    assert len(examples) == 90
+    assert {normal_form(text) for text in corpus}.isdisjoint(training_texts(out))
+    gone = summary["held-out texts removed as negatives"]
+    assert gone > 0
+    assert len(examples.negatives.values) + gone == 2 * 90
+
+
+def test_a_group_is_held_out_whole(tmp_path: Path) -> None:
+    rows = [{**pair(i), "g": i // 10} for i in range(200)]
+    prepare(config(write(tmp_path / "x.jsonl", rows), share=0.1, group="g"), tmp_path / "out")
+    corpus = pq.read_table(tmp_path / "out" / "heldout" / "retrieval" / "x" / "corpus.parquet")["text"].to_pylist()
+    number = {pair(i)["answer"]: i for i in range(200)}
+    groups = [number[text] // 10 for text in corpus]
+    assert len(groups) == 10 * len(set(groups)) == 20
+
+
+def test_graded_pairs_become_an_sts_task(tmp_path: Path) -> None:
+    rows = [{**pair(i), "s": i % 5} for i in range(100)]
+    summary = prepare(config(write(tmp_path / "x.jsonl", rows), share=0.1, score="s"), tmp_path / "out")
+    assert summary["heldout"] == {"sts/x": 10}
+    table = pq.read_table(tmp_path / "out" / "heldout" / "sts" / "x.parquet")
+    assert table.column_names == ["sentence1", "sentence2", "score"]
+
+
+def test_a_handful_of_rows_is_all_trained_on(tmp_path: Path) -> None:
+    summary = prepare(config(write(tmp_path / "x.jsonl", [pair(i) for i in range(3)]), share=0.05), tmp_path / "out")
+    assert (summary["examples"], summary["heldout"]) == (3, {})
+
+
+def test_the_docstring_corpus(site_roots: Path, tmp_path: Path) -> None:
+    heldout = {"share": 0.4, "queries": 30, "documents": 120}
+    data = parse_config(DataConfig, {"sources": [{"kind": "docstrings", "limit": 100}], "heldout": heldout})
+    out = tmp_path / "out"
+    summary = prepare(data, out)
+    assert summary["examples"] == 100
+    texts, examples = tables(out)
+    assert texts.task(int(examples.queries[0])) == data.sources[0].instruction
+    folder = out / "heldout"
+    corpus = pq.read_table(folder / "retrieval" / "docstrings" / "corpus.parquet")["text"].to_pylist()
+    queries = pq.read_table(folder / "retrieval" / "docstrings" / "queries.parquet")["text"].to_pylist()
+    assert {normal_form(text) for text in corpus + queries}.isdisjoint(training_texts(out))
+    assert len(queries) == 30
+    reranking = pq.read_table(folder / "reranking" / "docstrings.parquet").to_pylist()
+    for row in reranking:
+        assert len(row["positive"]) == 1
+        assert row["positive"][0] not in row["negative"]
+        assert {*row["positive"], *row["negative"]} <= set(corpus)
+    pairs = pq.read_table(folder / "pair_classification" / "docstrings.parquet").to_pylist()
+    assert [row["label"] for row in pairs] == [1, 0] * (len(pairs) // 2)
+    assert pairs[0]["sentence1"] == pairs[1]["sentence1"]
+    assert pairs[0]["sentence2"] != pairs[1]["sentence2"]
+    train, test = (
+        pq.read_table(folder / "classification" / f"docstrings-{split}.parquet") for split in ("train", "test")
+    )
+    assert set(train["label"].to_pylist()) == set(test["label"].to_pylist())
+    assert set(train["text"].to_pylist()).isdisjoint(test["text"].to_pylist())
+    assert pq.read_table(folder / "clustering" / "docstrings.parquet").num_rows == test.num_rows
+    kinds = {"retrieval", "reranking", "pair_classification", "classification", "clustering"}
+    assert {task.split("/")[0] for task in summary["heldout"]} == kinds
+    again = prepare(data, tmp_path / "again")
+    assert again == summary
+    for file in sorted(out.rglob("*.parquet")):
+        assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
+
+
+def test_real_pairs_with_negatives(eyas_data: Path, tmp_path: Path) -> None:
+    columns = {"query": "query", "positive": "positive", "negative": "negative", "lang": "lang"}
+    path = str(eyas_data / "pairs" / "snli_dev_test.parquet")
+    source = {"kind": "parquet", "path": path, **columns, "symmetric": True, "on_error": "drop"}
+    summary = prepare(parse_config(DataConfig, {"sources": [source]}), tmp_path / "out")
+    texts, examples = tables(tmp_path / "out")
+    assert summary["sources"]["snli_dev_test"]["rows"] == 6027
+    assert len(examples) > 5000
+    assert summary["heldout"]["retrieval/snli_dev_test"] > 200
+    assert len(examples.negatives.values) > 4000
+    assert texts.lang(0) == "en"
