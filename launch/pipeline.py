@@ -167,11 +167,14 @@ class Pipeline:
                 raise ValueError(f"{self.checkpoints}: the last checkpoint is gone or damaged; run the command again")
             student = self._new_student()
             student.load_state_dict(found.model)
-            for name in ("scorecard.json", "searches.json", "report.html"):
-                (self.folder / name).unlink(missing_ok=True)  # they speak of the model that is replaced now
+            identity = student.embedder.identity()
+            before = self.ledger.record("export")
+            if before is not None and before["result"]["identity"] != identity:
+                for name in ("scorecard.json", "searches.json", "report.html"):
+                    (self.folder / name).unlink(missing_ok=True)  # they speak of the model that is replaced now
             with new_folder(self.model) as folder:
                 student.embedder.save_pretrained(folder)
-            return {"outputs": [str(self.model)], "identity": student.embedder.identity()}
+            return {"outputs": [str(self.model)], "identity": identity}
 
         made_from = {"training": self._training_facts(), "steps": self.results["train"]["steps"]}
         return self.ledger.step("export", made_from, work)

@@ -51,16 +51,18 @@ def _own_queries(retrieval: Path) -> list[tuple[str, set[str] | None]]:
 
 
 def print_searches(found: dict[str, Any], console: Console) -> None:
-    """Print each query with its hits, a line each."""
+    """Print each query with its hits, a line each, as wide as the terminal."""
     console.print(f"\n[bold]Searches[/] among {found['documents']:,} held-out documents ({escape(found['corpus'])})")
     for search in found["searches"]:
-        console.print(f"\n  [bold]{escape(_line(search['query'], 110))}[/]", highlight=False)
+        _line(console, f"\n  [bold]{_flat(search['query'])}[/]")
         for rank, hit in enumerate(search["hits"], start=1):
             mark = "[green]✓[/] " if hit.get("relevant") else ""
-            text = escape(_line(f"{hit['id']}: {hit['text']}", 100))
-            console.print(f"    {rank}. [cyan]{hit['score']:.3f}[/]  {mark}{text}", highlight=False)
+            _line(console, f"    {rank}. [cyan]{hit['score']:.3f}[/]  {mark}{_flat(hit['text'])}")
 
 
-def _line(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, no_wrap=True, overflow="ellipsis")
+
+
+def _flat(text: str) -> str:
+    return escape(" ".join(text.split()))

@@ -1,0 +1,87 @@
+"""A tiny real run: docstrings of the standard library as question and answer, all-MiniLM as teacher, two steps."""
+
+import inspect
+import json
+import os
+import statistics
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from launch.cli import app
+
+STEPS = ["prepare", "embed", "tokenize", "train", "export", "evaluate", "report"]
+RECIPE = """
+extends: base
+name: tiny
+data:
+  sources:
+    - kind: jsonl
+      path: faq.jsonl
+      query: question
+      positive: answer
+      instruction: Given a question, retrieve the passage that answers it
+  heldout:
+    share: 0.25
+student:
+  start: {kind: pruned, model: teacher, layers: [2]}
+  max_tokens: 32
+teacher:
+  max_tokens: 32
+stages:
+  - name: match
+    steps: 2
+    batch_size: 8
+    max_tokens: 32
+compute:
+  token_budget: 1024
+"""
+
+
+def questions_and_answers() -> list[dict[str, str]]:
+    """Summary line and first sentence after it of the functions of two small modules."""
+    rows = []
+    for module in (os.path, statistics, textwrap, inspect):
+        for name in sorted(vars(module)):
+            function = vars(module)[name]
+            docstring = inspect.getdoc(function) if inspect.isfunction(function) else None
+            summary, _, rest = (docstring or "").partition("\n\n")
+            if rest:
+                answer = " ".join(rest.split(".")[0].split())
+                rows.append({"question": " ".join(summary.split()), "answer": f"{answer} ({name})"})
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[object]) -> None:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def eyas(*arguments: str) -> Result:
+    """Run the command in this process and folder."""
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+
+
+def skipped(result: Result) -> list[str]:
+    """The steps that a run skipped."""
+    return [line.split()[0] for line in result.stdout.splitlines() if line.split()[1:2] == ["skipped,"]]
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, its data and a finished run. Not to be changed: use `finished`."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_rows(folder / "faq.jsonl", questions_and_answers())
+    (folder / "mine.yaml").write_text(RECIPE)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        result = eyas("run", "mine.yaml")
+    finally:
+        os.chdir(before)
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == []
+    return folder

@@ -1,0 +1,220 @@
+"""A whole run on real text with a real teacher: what it leaves, what a second one skips, what a change makes again."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from embedding.config import load_config
+from embedding.embedder import Embedder
+from embedding.files import read_json
+from tests.launch.conftest import STEPS, eyas, questions_and_answers, skipped, write_rows
+from train.recipe import Recipe
+
+RUN = Path("runs/tiny")
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run to do anything to; the working directory."""
+    folder = tmp_path / "a folder with spaces"
+    shutil.copytree(finished_once, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The digest of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# -------------------------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_a_model_that_sentence_transformers_loads(finished: Path) -> None:
+    texts = [row["answer"] for row in questions_and_answers()[:5]]
+    ours = Embedder.from_pretrained(RUN / "model").encode(texts)
+    theirs = SentenceTransformer(str(RUN / "model"), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_run_leaves_its_scores_searches_and_report(finished: Path) -> None:
+    card = read_json(RUN / "scorecard.json")
+    task = card["tasks"]["retrieval/faq"]
+    assert 0 < task["untrained"] <= 1
+    assert task["retention"] == pytest.approx(task["student"] / task["teacher"])
+    assert card["facts"]["parameters"]["student"] < card["facts"]["parameters"]["teacher"]
+    assert len(read_json(RUN / "searches.json")["searches"]) == 3
+    assert "retrieval" in (RUN / "report.html").read_text().lower()
+
+
+def test_a_run_counts_its_rows_and_times_its_steps(finished: Path) -> None:
+    summary, timings = read_json(RUN / "summary.json"), read_json(RUN / "timings.json")
+    source = summary["sources"]["faq"]
+    assert source["rows"] == len(questions_and_answers())
+    assert source["rows"] == source["examples"] + source["held out"] + sum(source["dropped"].values())
+    assert summary["vectors"]["computed"] > 0
+    assert summary["tokens"]["all"] > 0
+    assert list(timings) == [*STEPS, "total"]
+    assert timings["total"] == pytest.approx(sum(timings[step] for step in STEPS), abs=0.01)
+
+
+def test_the_resolved_recipe_can_be_run_again(finished: Path) -> None:
+    result = eyas("run", str(RUN / "config.yaml"))
+    assert skipped(result) == STEPS
+
+
+def test_held_out_text_is_not_trained_on(finished: Path) -> None:
+    result = read_json(RUN / "steps" / "prepare.json")["result"]
+    heldout = Path(result["outputs"][0]) / "heldout" / "retrieval" / "faq"
+    asked = set(pq.read_table(heldout / "queries.parquet")["text"].to_pylist())
+    answers = set(pq.read_table(heldout / "corpus.parquet")["text"].to_pylist())
+    from data_prep.tables import Texts
+
+    trained = set(Texts.load(Path(result["outputs"][0]) / "texts").texts.to_pylist())
+    assert asked
+    assert not trained & (asked | answers)
+
+
+# ----------------------------------------------------------------------------------------------- skipped and run again
+
+
+def test_a_second_run_skips_everything(finished: Path) -> None:
+    before = contents(finished)
+    result = eyas("run", "mine.yaml")
+    assert result.exit_code == 0
+    assert skipped(result) == STEPS
+    assert contents(finished) == before
+    assert "Scorecard" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "override, first, said",
+    [
+        ("data.sources.0.limit=60", "prepare", "config.sources"),
+        ("teacher.max_tokens=16", "embed", "max_tokens: expected 16, found 32"),
+        ("student.max_tokens=33", "tokenize", "max_tokens: expected 33, found 32"),
+        ("stages.0.learning_rate=0.002", "train", "learning_rate"),
+        ("suite.max_rows=5", "evaluate", "max_rows: expected 5, found null"),
+        ("tracking.log_every=1", None, ""),
+        ("compute.token_budget=2048", None, ""),
+    ],
+)
+def test_a_change_runs_what_depends_on_it(finished: Path, override: str, first: str | None, said: str) -> None:
+    result = eyas("run", "mine.yaml", override)
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == STEPS[: STEPS.index(first) if first else None]
+    assert said in " ".join(result.stdout.split())
+
+
+def test_changed_rows_of_the_same_file_are_noticed(finished: Path) -> None:
+    write_rows(Path("faq.jsonl"), questions_and_answers()[:-1])
+    result = eyas("run", "mine.yaml")
+    assert skipped(result) == []
+    again = read_json(RUN / "summary.json")["vectors"]
+    assert again["computed"] == 0, "the vectors of the other rows are reused"
+    assert again["reused"] > 0
+
+
+def test_another_run_shares_data_vectors_and_tokens(finished: Path) -> None:
+    result = eyas("train", "mine.yaml", "name=other", "seed=1")
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == ["prepare", "embed"]
+    assert Path("runs/other/model/model.safetensors").is_file()
+    assert not Path("runs/other/scorecard.json").exists()
+
+
+def test_a_lost_model_is_exported_from_the_checkpoint(finished: Path) -> None:
+    before = contents(RUN / "model")
+    shutil.rmtree(RUN / "model")
+    result = eyas("run", "mine.yaml")
+    assert skipped(result) == [step for step in STEPS if step != "export"]
+    assert contents(RUN / "model") == before
+
+
+def test_a_lost_vector_store_is_made_again(finished: Path) -> None:
+    shutil.rmtree("runs/cache/vectors")
+    result = eyas("run", "mine.yaml", "seed=2")
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == ["prepare"]
+
+
+def test_restart_trains_from_the_beginning(finished: Path) -> None:
+    before = contents(RUN / "model")
+    result = eyas("run", "mine.yaml", "--restart")
+    # The report shows the training log, whose times differ.
+    assert skipped(result) == [step for step in STEPS if step not in ("train", "report")]
+    assert "resumed" not in result.output
+    assert contents(RUN / "model") == before
+
+
+@pytest.mark.parametrize("command, last", [("prepare", "prepare"), ("embed", "embed"), ("train", "export")])
+def test_a_command_for_one_step_stops_after_it(finished: Path, command: str, last: str) -> None:
+    result = eyas(command, "mine.yaml")
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == STEPS[: STEPS.index(last) + 1]
+
+
+def test_single_texts_give_a_model_without_a_scorecard(finished: Path) -> None:
+    recipe = yaml.safe_load(Path("mine.yaml").read_text())
+    recipe["data"]["sources"] = [{"kind": "jsonl", "path": "faq.jsonl", "text": "answer"}]
+    Path("texts.yaml").write_text(yaml.safe_dump({**recipe, "name": "texts"}))
+    result = eyas("run", "texts.yaml")
+    assert result.exit_code == 0, result.output
+    assert "no scorecard" in result.stdout
+    assert Path("runs/texts/model/model.safetensors").is_file()
+
+
+# ----------------------------------------------------------------------------------------------------------- interrupts
+
+
+def test_a_terminated_training_goes_on_where_it_was(finished: Path) -> None:
+    command = [sys.executable, "-m", "launch", "train", "mine.yaml", "name=long", "stages.0.steps=60"]
+    root = str(Path(__file__).parents[2])
+    command += ["tracking.log_every=1", "tracking.checkpoint_every=1000"]
+    metrics = Path("runs/long/metrics.jsonl")
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    _wait(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == os.EX_TEMPFAIL, output
+    assert "run it again to go on" in output
+    done = len(metrics.read_text().splitlines())
+
+    result = eyas("train", "mine.yaml", "name=long", "stages.0.steps=60", "tracking.log_every=1")
+    assert result.exit_code == 0, result.output
+    assert f"resumed from step {done} of 60" in result.stderr
+    steps = [yaml.safe_load(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+
+def _wait(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "nothing happened for two minutes"
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------------------ shipped recipes
+
+
+def test_the_shipped_recipes_are_valid(tmp_path: Path) -> None:
+    assert load_config(Recipe, "demo").name == "demo"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: base\nname: mine\ndata: {sources: [{kind: docstrings}]}\n")
+    assert load_config(Recipe, mine).stages
