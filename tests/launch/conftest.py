@@ -1,8 +1,10 @@
 """A tiny real run: docstrings of the standard library as question and answer, all-MiniLM as teacher, two steps."""
 
+import hashlib
 import inspect
 import json
 import os
+import shutil
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from launch.cli import app
 
+RUN = Path("runs/tiny")
 STEPS = ["prepare", "embed", "tokenize", "train", "export", "evaluate", "report"]
 RECIPE = """
 extends: base
@@ -70,6 +73,12 @@ def skipped(result: Result) -> list[str]:
     return [line.split()[0] for line in result.stdout.splitlines() if line.split()[1:2] == ["skipped,"]]
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """The digest of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe, its data and a finished run. Not to be changed: use `finished`."""
@@ -84,4 +93,13 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.chdir(before)
     assert result.exit_code == 0, result.output
     assert skipped(result) == []
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run to do anything to; the working directory."""
+    folder = tmp_path / "a folder with spaces"
+    shutil.copytree(finished_once, folder)
+    monkeypatch.chdir(folder)
     return folder

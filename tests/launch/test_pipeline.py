@@ -1,6 +1,5 @@
 """A whole run on real text with a real teacher: what it leaves, what a second one skips, what a change makes again."""
 
-import hashlib
 import os
 import shutil
 import signal
@@ -19,26 +18,8 @@ from sentence_transformers import SentenceTransformer
 from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import read_json
-from tests.launch.conftest import STEPS, eyas, questions_and_answers, skipped, write_rows
+from tests.launch.conftest import RUN, STEPS, contents, eyas, questions_and_answers, skipped, write_rows
 from train.recipe import Recipe
-
-RUN = Path("runs/tiny")
-
-
-@pytest.fixture
-def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished run to do anything to; the working directory."""
-    folder = tmp_path / "a folder with spaces"
-    shutil.copytree(finished_once, folder)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """The digest of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
 
 # -------------------------------------------------------------------------------------------------- what a run leaves
 
