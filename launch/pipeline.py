@@ -28,7 +28,7 @@ from launch.searches import example_searches, print_searches
 from launch.steps import Ledger, Result
 from train.checkpoint import newest_checkpoint
 from train.loop import train
-from train.plan import Inputs, checkpoint_identity
+from train.plan import Inputs, checkpoint_identity, plan_stages
 from train.recipe import Recipe
 from train.student import Student, build_student
 
@@ -138,7 +138,9 @@ class Pipeline:
         watch = self.recipe.tracking.evaluate_every > 0
 
         def work() -> Result:
-            _ = self._located  # a lost vector, or below a broken suite, must not come up after hours of training
+            # What does not fit is found now, before anything of an earlier training is touched.
+            plan_stages(self.recipe, self.inputs)
+            _ = self._located
             _ = self.suite if self.evaluable else None
             student = self._new_student()
             self.__dict__.pop("teacher", None)  # its memory belongs to the training now

@@ -161,10 +161,8 @@ def test_dropped_rows_are_counted_by_reason(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     source = read_json(RUN / "summary.json")["sources"]["faq"]
     assert source["rows"] == len(ROWS) + 3
-    assert sum(source["dropped"].values()) == 3
-    assert any("empty" in reason for reason in source["dropped"])
-    assert any("int" in reason for reason in source["dropped"])
-    assert any("null" in reason for reason in source["dropped"])
+    reasons = ("'answer' is empty", "'question' is int, expected text", "'question' is null, expected text")
+    assert [source["dropped"][reason] for reason in reasons] == [1, 1, 1]
     assert "'answer' is empty" in result.stdout
 
 
@@ -180,7 +178,7 @@ def test_a_text_longer_than_max_tokens_is_cut_and_counted(finished: Path) -> Non
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["mine.yml"], "did you mean"),
+        (["mine.yml"], "mine.yml: no such config file"),
         (["mine.yaml", "seed"], "expected key=value"),
         (["mine.yaml", "seed=one"], "seed"),
         (["mine.yaml", "name=../elsewhere"], "name"),
