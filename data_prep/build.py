@@ -1,24 +1,30 @@
 """Sources to tables: distinct texts, examples that point into them, and the held-out part as evaluation data."""
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pydantic import Field, model_validator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from data_prep.assemble import Assembly, Pair
 from data_prep.clean import digest
 from data_prep.docstrings import Docstring
 from data_prep.harvest import Harvest, harvest, installed_digest
-from data_prep.heldout import SAME_TASK, HeldoutConfig, write_docstring_tasks, write_instructions, write_pair_tasks
+from data_prep.heldout import HeldoutConfig, Task, write_docstring_tasks, write_instructions, write_pair_tasks
 from data_prep.sources import ColumnSource, DocstringsSource, HubSource, Row, Source, Tally, read_rows
 from embedding.config import Config
 from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
 
 FORMAT = 1
 """Raised when the same sources would give other tables; part of the fingerprint."""
+SHOWN_EVERY = 500
+"""Rows between two steps of the progress bar."""
 
 
 class DataConfig(Config):
@@ -64,7 +70,7 @@ def _hub_revision(source: HubSource) -> str | None:
         return source.revision
 
 
-def prepare(config: DataConfig, out: Path) -> dict[str, Any]:
+def prepare(config: DataConfig, out: Path, progress: bool = True) -> dict[str, Any]:
     """Write `out/{texts,examples,heldout}` and a manifest, whole or not at all; return the summary.
 
     Nothing is done where `out` was made from the same config and the same files.
@@ -77,30 +83,33 @@ def prepare(config: DataConfig, out: Path) -> dict[str, Any]:
     if manifest is not None and manifest["made_from"] == made_from:
         return dict(manifest["summary"])
     with new_folder(out) as folder:
-        summary = _build(config, folder)
+        summary = _build(config, folder, progress)
         write_manifest(folder, made_from, summary=summary)
     return summary
 
 
-def _build(config: DataConfig, folder: Path) -> dict[str, Any]:
+def _build(config: DataConfig, folder: Path, progress: bool) -> dict[str, Any]:
     assembly = Assembly()
     names = [source.label() for source in config.sources]
     parts: list[dict[str, Any]] = []
     docstrings: dict[str, list[Docstring]] = {}
-    for code, source in enumerate(config.sources):
-        if isinstance(source, DocstringsSource):
-            found = harvest(
-                source.limit, seed=source.seed, share=config.heldout.share, heldout=config.heldout.documents
-            )
-            docstrings[source.label()] = found.heldout
-            parts.append(_add_docstrings(assembly, code, source, found))
-        else:
-            parts.append(_add_rows(assembly, code, source))
+    columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not progress, transient=True) as display:
+        for code, source in enumerate(config.sources):
+            show = partial(_show, display, display.add_task(names[code], total=source.limit))
+            if isinstance(source, DocstringsSource):
+                documents = config.heldout.documents if source.hold_out else 0
+                share = config.heldout.share
+                found = harvest(source.limit, seed=source.seed, share=share, heldout=documents, report=show)
+                docstrings[names[code]] = found.heldout
+                parts.append(_add_docstrings(assembly, code, source, found))
+            else:
+                parts.append(_add_rows(assembly, code, source, show))
     selection = assembly.freeze()
     pairs = {
         source.label(): selection.hold_out(code, config.heldout.share, config.heldout.documents)
         for code, source in enumerate(config.sources)
-        if not isinstance(source, DocstringsSource)
+        if source.hold_out and not isinstance(source, DocstringsSource)
     }
     asked = [text for found in pairs.values() for pair in found for text in (pair.query, pair.document)]
     asked += [text for found in docstrings.values() for pair in found for text in (pair.summary, pair.body)]
@@ -131,7 +140,7 @@ def _build(config: DataConfig, folder: Path) -> dict[str, Any]:
 
 def _add_docstrings(assembly: Assembly, code: int, source: DocstringsSource, found: Harvest) -> dict[str, Any]:
     for pair in found.train:
-        assembly.add(Row(pair.summary, (pair.body,), lang="en"), code, source.instruction)
+        assembly.add(Row(pair.summary, (pair.body,), lang="en"), code, source.instruction, source.symmetric)
     if not found.train:
         raise ValueError(f"source {source.label()!r}: no docstring with a summary and a body in the installed packages")
     counts = found.counts
@@ -144,16 +153,24 @@ def _add_docstrings(assembly: Assembly, code: int, source: DocstringsSource, fou
     }
 
 
-def _add_rows(assembly: Assembly, code: int, source: ColumnSource) -> dict[str, Any]:
+def _add_rows(
+    assembly: Assembly, code: int, source: ColumnSource, show: Callable[[int, int | None], None]
+) -> dict[str, Any]:
     tally = Tally()
     duplicates = 0
-    for row in read_rows(source, tally):
+    for number, row in enumerate(read_rows(source, tally), start=1):
         duplicates += not assembly.add(row, code, source.instruction, source.symmetric)
+        if number % SHOWN_EVERY == 0:
+            show(number, source.limit)
     return {
         "rows": tally.read,
         "dropped": dict(tally.dropped.most_common()) | _counted({"duplicate": duplicates}),
         "places": dict(tally.places),
     }
+
+
+def _show(display: Progress, task: TaskID, done: int, total: int | None) -> None:
+    display.update(task, completed=done, total=total)
 
 
 def _counted(reasons: dict[str, int]) -> dict[str, int]:
@@ -169,15 +186,13 @@ def _write_heldout(
 ) -> dict[str, int]:
     """Write the evaluation data; return the rows of each task by `kind/NAME`."""
     folder.mkdir()
-    tasks: dict[str, int] = {}
-    instructions: dict[str, str] = {}
+    tasks: dict[str, Task] = {}
     for source in config.sources:
-        name = source.label()
+        name, instruction, queries = source.label(), source.instruction, config.heldout.queries
         if name in docstrings:
-            written = write_docstring_tasks(folder, name, docstrings[name], config.heldout.queries)
+            written = write_docstring_tasks(folder, name, docstrings[name], instruction, queries)
         else:
-            written = write_pair_tasks(folder, name, pairs[name], config.heldout.queries)
-        tasks |= {f"{kind}/{name}": rows for kind, rows in written.items()}
-        instructions |= {f"{kind}/{name}": source.instruction for kind in written if kind in SAME_TASK}
-    write_instructions(folder, instructions)
-    return tasks
+            written = write_pair_tasks(folder, name, pairs.get(name, []), instruction, queries)
+        tasks |= {f"{kind}/{name}": task for kind, task in written.items()}
+    write_instructions(folder, {name: task.instruction for name, task in tasks.items()})
+    return {name: task.rows for name, task in tasks.items()}

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -79,6 +79,7 @@ def harvest(
     heldout: int = 0,
     roots: Sequence[Path] | None = None,
     workers: int | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> Harvest:
     """Distinct pairs from all installed code, or a deterministic sample of it by module.
 
@@ -92,6 +93,7 @@ def harvest(
         heldout: how many held-out pairs to collect, at most a few from each module.
         roots: the folders to read; None for the standard library and the installed packages.
         workers: processes; None for one a core.
+        report: told now and then how much is done of how much.
     """
     modules = find_modules(package_roots() if roots is None else roots)
     modules.sort(key=lambda module: order(seed, module.name))
@@ -119,6 +121,10 @@ def harvest(
                 else:
                     seen.add(key)
                     train.append(pair)
+            if report and limit is not None:
+                report(min(len(train), limit), limit)
+            elif report:
+                report(counts["modules read"], len(modules))
             if limit is not None and len(train) >= limit:
                 break
     return Harvest(train[:limit], test, counts)

@@ -11,6 +11,7 @@ instructions.json                                  "kind/NAME" -> the instructio
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +23,10 @@ from data_prep.docstrings import Docstring
 from embedding.config import Config
 from embedding.files import write_json
 
-SAME_TASK = ("retrieval", "reranking", "sts")
-"""Kinds that ask what the source's own instruction asks."""
+PACKAGE_INSTRUCTION = "Identify the Python package that a text documents"
 RERANKED = 10
 """Documents of one reranking query, at most."""
-CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 12, 16, 32
+CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, FEWEST_TESTED = 12, 16, 32, 4
 """The package tasks: the most frequent packages; mteb's classification draws 8 training texts a class."""
 
 
@@ -41,10 +41,17 @@ class HeldoutConfig(Config):
     """Documents of the retrieval task, at most; all other tasks draw their texts from these."""
 
 
-def write_pair_tasks(folder: Path, name: str, pairs: Sequence[Pair], queries: int) -> dict[str, int]:
+class Task(NamedTuple):
+    """A task that was written: its rows, and the instruction of its queries ("": the default of its kind)."""
+
+    rows: int
+    instruction: str = ""
+
+
+def write_pair_tasks(folder: Path, name: str, pairs: Sequence[Pair], instruction: str, queries: int) -> dict[str, Task]:
     """Write what can be asked of held-out pairs: an STS task where they are graded, else a retrieval task.
 
-    Returns the number of rows of each task that was written, by kind; none for a single document or grade.
+    Returns the tasks that were written, by kind; none for a single document or grade.
     """
     graded = [pair for pair in pairs if pair.score is not None]
     if graded:
@@ -56,10 +63,11 @@ def write_pair_tasks(folder: Path, name: str, pairs: Sequence[Pair], queries: in
             sentence2=[pair.document for pair in graded],
             score=[pair.score for pair in graded],
         )
-        return {"sts": len(graded)}
+        return {"sts": Task(len(graded), instruction)}
     if len({digest(pair.document) for pair in pairs}) < 2:
         return {}
-    return {"retrieval": write_retrieval(folder, name, [(p.query, p.document) for p in pairs], queries)}
+    written = write_retrieval(folder, name, [(pair.query, pair.document) for pair in pairs], queries)
+    return {"retrieval": Task(written, instruction)}
 
 
 def write_retrieval(folder: Path, name: str, pairs: Sequence[tuple[str, str]], queries: int) -> int:
@@ -86,15 +94,17 @@ def write_retrieval(folder: Path, name: str, pairs: Sequence[tuple[str, str]], q
     return len(chosen)
 
 
-def write_docstring_tasks(folder: Path, name: str, docstrings: Sequence[Docstring], queries: int) -> dict[str, int]:
+def write_docstring_tasks(
+    folder: Path, name: str, docstrings: Sequence[Docstring], instruction: str, queries: int
+) -> dict[str, Task]:
     """Write the five tasks over held-out docstrings; a task that the installed packages cannot fill is left out.
 
-    Returns the number of rows of each task that was written, by kind.
+    Returns the tasks that were written, by kind.
     """
     if len(docstrings) < 2:
         return {}
     pairs = [(pair.summary, pair.body) for pair in docstrings]
-    rows = {"retrieval": write_retrieval(folder, name, pairs, queries)}
+    tasks = {"retrieval": Task(write_retrieval(folder, name, pairs, queries), instruction)}
     by_module: dict[str, list[Docstring]] = defaultdict(list)
     for pair in docstrings:
         by_module[pair.module].append(pair)
@@ -114,8 +124,8 @@ def write_docstring_tasks(folder: Path, name: str, docstrings: Sequence[Docstrin
             sentence2=[text for pair, bodies in zip(chosen, siblings, strict=True) for text in (pair.body, bodies[0])],
             label=[1, 0] * len(chosen),
         )
-        rows |= {"reranking": len(chosen), "pair_classification": 2 * len(chosen)}
-    return rows | _write_package_tasks(folder, name, docstrings)
+        tasks |= {"reranking": Task(len(chosen), instruction), "pair_classification": Task(2 * len(chosen))}
+    return tasks | _write_package_tasks(folder, name, docstrings)
 
 
 def write_instructions(folder: Path, instructions: Mapping[str, str]) -> None:
@@ -132,7 +142,7 @@ def _siblings(pair: Docstring, by_module: Mapping[str, Sequence[Docstring]]) -> 
     return [module[i].body for i in near if i != place and normal_form(module[i].summary) != summary]
 
 
-def _write_package_tasks(folder: Path, name: str, docstrings: Sequence[Docstring]) -> dict[str, int]:
+def _write_package_tasks(folder: Path, name: str, docstrings: Sequence[Docstring]) -> dict[str, Task]:
     """Classification and clustering: which package does a text come from?
 
     Train and test come from different modules, since a module's texts repeat its subject.
@@ -146,14 +156,14 @@ def _write_package_tasks(folder: Path, name: str, docstrings: Sequence[Docstring
     sizes = Counter(
         {package: len(test[package]) for package, texts in train.items() if len(texts) >= TRAIN_PER_CLASS // 2}
     )
-    classes = sorted(package for package, size in sizes.most_common(CLASSES) if size >= 2)
+    classes = sorted(package for package, size in sizes.most_common(CLASSES) if size >= FEWEST_TESTED)
     if len(classes) < 2:
         return {}
     for file, side in ((f"{name}-train", train), (f"{name}-test", test)):
         _write_labelled(folder / "classification" / f"{file}.parquet", side, classes)
     _write_labelled(folder / "clustering" / f"{name}.parquet", test, classes)
     tested = sum(len(test[package]) for package in classes)
-    return {"classification": tested, "clustering": tested}
+    return dict.fromkeys(("classification", "clustering"), Task(tested, PACKAGE_INSTRUCTION))
 
 
 def _write_labelled(path: Path, texts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:

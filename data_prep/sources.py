@@ -74,6 +74,10 @@ class _Source(Config):
     """One sentence that tells what is asked for; put before every query through the model's template."""
     limit: int | None = Field(default=None, ge=1)
     """Stop after this many usable rows."""
+    symmetric: bool = False
+    """Both sides are queries and get the instruction (similarity, paraphrase, translation)."""
+    hold_out: bool = True
+    """Whether a share of this source becomes evaluation data."""
 
 
 class _Columns(_Source):
@@ -91,8 +95,6 @@ class _Columns(_Source):
     group: str | None = None
     """Rows with the same value are never each other's negatives (same label, same source document)."""
     lang: str | None = None
-    symmetric: bool = False
-    """Both sides are queries and get the instruction (similarity, paraphrase, translation)."""
     on_error: Literal["stop", "drop"] = "stop"
     """What a bad row does: stop with a message that names it, or be dropped and counted."""
 

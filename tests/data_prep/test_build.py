@@ -245,12 +245,30 @@ def test_the_docstring_corpus(site_roots: Path, tmp_path: Path) -> None:
     assert set(train["label"].to_pylist()) == set(test["label"].to_pylist())
     assert set(train["text"].to_pylist()).isdisjoint(test["text"].to_pylist())
     assert pq.read_table(folder / "clustering" / "docstrings.parquet").num_rows == test.num_rows
+    instructions = read_json(folder / "instructions.json")
+    assert instructions["reranking/docstrings"] == data.sources[0].instruction
+    assert "package" in instructions["clustering/docstrings"]
     kinds = {"retrieval", "reranking", "pair_classification", "classification", "clustering"}
     assert {task.split("/")[0] for task in summary["heldout"]} == kinds
     again = prepare(data, tmp_path / "again")
     assert again == summary
     for file in sorted(out.rglob("*.parquet")):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
+
+
+def test_sources_that_are_only_trained_on(site_roots: Path, tmp_path: Path) -> None:
+    rows = {"path": str(write(tmp_path / "x.jsonl", [pair(i) for i in range(50)])), "query": "question"}
+    sources: list[dict[str, Any]] = [
+        {"kind": "docstrings", "limit": 50},
+        {"kind": "docstrings", "name": "both", "limit": 20, "symmetric": True, "hold_out": False},
+        {"kind": "jsonl", **rows, "positive": "answer", "hold_out": False},
+    ]
+    heldout = {"share": 0.4, "queries": 10, "documents": 60}
+    summary = prepare(parse_config(DataConfig, {"sources": sources, "heldout": heldout}), tmp_path / "out")
+    assert {task.split("/")[1] for task in summary["heldout"]} == {"docstrings"}
+    assert [part["examples"] for part in summary["sources"].values()] == [50, 20, 50]
+    corpus = pq.read_table(tmp_path / "out/heldout/retrieval/docstrings/corpus.parquet")["text"].to_pylist()
+    assert {normal_form(text) for text in corpus}.isdisjoint(training_texts(tmp_path / "out"))
 
 
 def test_real_pairs_with_negatives(eyas_data: Path, tmp_path: Path) -> None:
