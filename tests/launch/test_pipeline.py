@@ -162,7 +162,7 @@ def test_single_texts_give_a_model_without_a_scorecard(finished: Path) -> None:
 
 
 def test_a_terminated_training_goes_on_where_it_was(finished: Path) -> None:
-    command = [sys.executable, "-m", "launch", "train", "mine.yaml", "name=long", "stages.0.steps=60"]
+    command = [sys.executable, "-m", "launch", "train", "mine.yaml", "name=long", "stages.0.steps=30"]
     root = str(Path(__file__).parents[2])
     command += ["tracking.log_every=1", "tracking.checkpoint_every=1000"]
     metrics = Path("runs/long/metrics.jsonl")
@@ -176,11 +176,11 @@ def test_a_terminated_training_goes_on_where_it_was(finished: Path) -> None:
     assert "run it again to go on" in output
     done = len(metrics.read_text().splitlines())
 
-    result = eyas("train", "mine.yaml", "name=long", "stages.0.steps=60", "tracking.log_every=1")
+    result = eyas("train", "mine.yaml", "name=long", "stages.0.steps=30", "tracking.log_every=1")
     assert result.exit_code == 0, result.output
-    assert f"resumed from step {done} of 60" in result.stderr
+    assert f"resumed from step {done} of 30" in result.stderr
     steps = [yaml.safe_load(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 31))
 
 
 def _wait(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -21,9 +21,9 @@ class Step:
         def work() -> dict[str, Any]:
             self.calls += 1
             self.output.write_text(str(made_from))
-            return {"output": str(self.output), "call": self.calls}
+            return {"outputs": [str(self.output)], "call": self.calls}
 
-        return ledger.step("embed", made_from, work, lambda result: [Path(result["output"])], share=share)
+        return ledger.step("embed", made_from, work, share=share)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_step_that_fails_is_not_finished_and_the_one_before_stays(tmp_path: Pa
         raise ValueError("no such teacher")
 
     with pytest.raises(ValueError, match="no such teacher"):
-        ledger(tmp_path, console).step("embed", {"teacher": "b"}, fail, lambda _: [])
+        ledger(tmp_path, console).step("embed", {"teacher": "b"}, fail)
     step(ledger(tmp_path, console), {"teacher": "a"})
     assert step.calls == 1
 
@@ -91,4 +91,12 @@ def test_going_back_to_an_earlier_input_finds_its_shared_record(tmp_path: Path, 
     step = Step(tmp_path)
     for teacher in ("a", "b", "a"):
         step(ledger(tmp_path, console), {"teacher": teacher}, share=True)
+    assert step.calls == 2
+
+
+def test_a_forgotten_step_runs_again_in_every_run(tmp_path: Path, console: Console) -> None:
+    step = Step(tmp_path)
+    step(ledger(tmp_path, console, "one"), {"teacher": "a"}, share=True)
+    ledger(tmp_path, console, "one").forget("embed")
+    step(ledger(tmp_path, console, "two"), {"teacher": "a"}, share=True)
     assert step.calls == 2
