@@ -182,10 +182,12 @@ def _run(
     from transformers.utils import logging
 
     from embedding.config import load_config
+    from embedding.memory import keep_freed_memory
     from launch.pipeline import Pipeline
     from train.loop import Preempted
     from train.recipe import Recipe
 
+    keep_freed_memory()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal belongs to the steps
     datasets.disable_progress_bars()
     recipe = load_config(Recipe, config, overrides or ())

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from embedding.embedder import Embedder
+from embedding.memory import keep_freed_memory
 from train.calibrate import calibrate, matrix_rate
 from train.checkpoint import (
     Checkpoint,
@@ -73,6 +74,7 @@ def train(
             or the loss is not finite.
         Preempted: asked to stop; the checkpoint of the last finished step is on disk.
     """
+    keep_freed_memory()
     accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available())
     plans = plan_stages(recipe, inputs)
     job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, evaluate)
@@ -97,6 +99,8 @@ def train(
         tracker.say(f"resumed from step {found.step} of {plans[-1].end}")
 
     wrapped = _wrap(accelerator, student)
+    if found is None and evaluate is not None and recipe.tracking.evaluate_every:
+        job.score(0, tracker)
     start, metrics = time.perf_counter(), {}
     with _asked_to_stop() as asked, tracker:
         for plan in plans:
@@ -154,7 +158,7 @@ class _Job:
             tracker.evaluation(step, scores)
         mean = broadcast_object(scores.get("eval/mean"))
         better = mean is not None and (self.best is None or mean > self.best[1])
-        if better:
+        if better and step:
             self.best = (step, mean)
         return better
 

@@ -1,0 +1,28 @@
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import resource, sys, torch
+from embedding.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(12_000_000)  # beyond the 32 MiB at which glibc stops adapting by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_the_kernel_clears_no_page_twice() -> None:
+    def faults(mode: str) -> int:
+        done = subprocess.run([sys.executable, "-c", PROBE, mode], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("default") > 50_000
+    assert faults("keep") < 100
