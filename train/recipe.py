@@ -28,9 +28,8 @@ class BuiltStudent(Config):
     positions: int = Field(default=32_768, ge=2)
     tokenizer: str = "teacher"
     """`teacher`, or a model folder or hub id whose tokenizer is taken."""
-    embeddings: Literal["teacher", "teacher_output", "random"] = "teacher"
-    """`teacher`: the teacher's token embeddings; `teacher_output`: the teacher's vector of each token by itself. Both
-    need its tokenizer, and the same width."""
+    embeddings: Literal["teacher", "random"] = "teacher"
+    """`teacher`: the teacher's token embeddings, which needs its tokenizer and its width."""
     init: Literal["random", "static"] = "random"
     """`static`: training begins by setting the weights in closed form (`train.static_start`)."""
 

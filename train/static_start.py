@@ -4,7 +4,7 @@ A random decoder spends most of a short training on learning to average its toke
 the weights are set to do it: the last layer attends uniformly and adds one linear map of the weighted mean of the token
 vectors, fitted to the teacher's vectors by ridge regression; every other branch starts at zero. No gradient is taken,
 and an unmodified transformers model holds the result. Ingredients: SIF weights (Arora et al. 2017, "A simple but
-tough-to-beat baseline for sentence embeddings"), token vectors of a transformer as a static model (model2vec),
+tough-to-beat baseline for sentence embeddings"), a transformer's token vectors as a static model (model2vec),
 zero-initialised residual branches (Fixup, arXiv:1901.09321).
 
 Shapes: V vocabulary, D width of student and teacher, N texts.

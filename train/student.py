@@ -128,28 +128,21 @@ def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder) -> Emb
         raise ValueError(f"student.start.heads {start.heads}: expected a multiple of kv_heads {start.kv_heads}")
     shape_config = Qwen3Config(**shape) if start.architecture == "qwen3" else Gemma3TextConfig(**shape)
     backbone = AutoModel.from_config(shape_config)  # type: ignore[no-untyped-call]
-    if start.embeddings != "random":
+    if start.embeddings == "teacher":
         _teacher_embeddings(start, backbone, teacher)
     return Embedder(backbone, tokenizer, "last", max_tokens=config.max_tokens, template=Template())
 
 
 def _teacher_embeddings(start: BuiltStudent, backbone: PreTrainedModel, teacher: Embedder) -> None:
-    """Take the token vectors from the teacher."""
-    wanted = token_embeddings(backbone)
-    given = token_embeddings(teacher.backbone)
-    width = given.shape[1] if start.embeddings == "teacher" else teacher.width
-    if start.tokenizer != "teacher" or width != start.width:
+    """Take the token embeddings from the teacher."""
+    given, wanted = token_embeddings(teacher.backbone), token_embeddings(backbone)
+    if start.tokenizer != "teacher" or given.shape[1] != start.width:
         raise ValueError(
-            f"student.start.embeddings is {start.embeddings}, which needs the teacher's tokenizer and width {width}; "
-            f"got tokenizer {start.tokenizer!r} and width {start.width}; set embeddings to random"
+            "student.start.embeddings is teacher, which needs the teacher's tokenizer and width "
+            f"{given.shape[1]}; got tokenizer {start.tokenizer!r} and width {start.width}; set embeddings to random"
         )
     with torch.no_grad():
-        if start.embeddings == "teacher_output":
-            around = teacher.specials
-            alone = [np.array([*around.before, token, *around.after], dtype=np.int32) for token in range(len(wanted))]
-            wanted.copy_(torch.from_numpy(teacher.encode_ids(alone)))
-        else:
-            wanted.copy_(given[: len(wanted)])
+        wanted.copy_(given[: len(wanted)])
 
 
 def token_embeddings(backbone: PreTrainedModel) -> Tensor:
