@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from eval.encoder import Request, StoredModel, TextEncoder, VectorTable
 
 Scores = dict[str, Any]
-"""JSON: {suite, template, tasks: {name: {kind, metric, score, instruction, ...} or {kind, failed}}, kinds, means,
-texts, tokens, seconds}."""
+"""JSON: {suite, template, tasks: {name: {kind, metric, instruction, score, outcomes, ...} or {kind, failed}}, kinds,
+means, texts, tokens, seconds}."""
 
 
 def evaluate(model: TextEncoder, suite: Suite) -> Scores:
@@ -145,27 +147,36 @@ def _stored(model: TextEncoder, table: VectorTable, prompts: dict[Role, str]) ->
 
 def _score(entry: SuiteTask, stored: StoredModel) -> dict[str, Any]:
     """Run mteb's task and take its main score, averaged over splits and subsets as mteb's results do."""
+    from eval.encoder import SEARCHED
+    from eval.outcomes import note_queries, read_outcomes
+
     start = time.perf_counter()
-    result: dict[str, Any] = {"kind": entry.kind, "metric": entry.metric, "instruction": entry.instruction}
+    failed = {"kind": entry.kind, "metric": entry.metric}
     # mteb seeds the global generators when it makes a task, just before it runs it
     random.seed(entry.seed)
     np.random.seed(entry.seed)  # noqa: NPY002
     torch.manual_seed(entry.seed)
+    subsets: dict[str, float] = {}
+    outcomes: list[Any] = []
     try:
         task = entry.fresh()
-        subsets: dict[str, float] = {}
+        noted = note_queries(entry, task) if entry.kind in SEARCHED else []
         for split in task.eval_splits:
-            for subset, scores in task.evaluate(stored, split, encode_kwargs={"show_progress_bar": False}).items():
+            with tempfile.TemporaryDirectory() as place:
+                # mteb's predictions of a search are a thousand hits a query; the noted measures serve instead
+                folder = None if entry.kind in SEARCHED else Path(place)
+                (Path(place) / task.prediction_file_name).parent.mkdir(exist_ok=True)  # `kind/NAME` is a path to mteb
+                options: Any = {"encode_kwargs": {"show_progress_bar": False}, "prediction_folder": folder}
+                found = task.evaluate(stored, split, **options)
+                outcomes += read_outcomes(entry, task, Path(place), found)
+            for subset, scores in found.items():
                 subsets[subset if len(task.eval_splits) == 1 else f"{split}/{subset}"] = float(scores["main_score"])
     except SKIPPED as error:
-        return {"kind": entry.kind, "metric": entry.metric, "failed": reason(error)}
+        return failed | {"failed": reason(error)}
     score = float(np.mean(list(subsets.values())))
     if not np.isfinite(score):
-        return {
-            "kind": entry.kind,
-            "metric": entry.metric,
-            "failed": f"{entry.metric} is {score} (constant similarities?)",
-        }
+        return failed | {"failed": f"{entry.metric} is {score} (constant similarities?)"}
+    result = {"kind": entry.kind, "metric": entry.metric, "instruction": entry.instruction, "score": score}
     if len(subsets) > 1:
         result["subsets"] = subsets
-    return result | {"score": score, "seconds": round(time.perf_counter() - start, 3)}
+    return result | {"outcomes": outcomes + noted, "seconds": round(time.perf_counter() - start, 3)}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 # mteb's own FollowIR tasks import this function; each carries its own loader, so there is no class to reuse.
-from mteb._evaluators.retrieval_metrics import evaluate_p_mrr_change
+from mteb._evaluators.retrieval_metrics import calculate_pmrr, evaluate_p_mrr_change
 from mteb.abstasks import AbsTaskRetrieval
 
 
@@ -18,6 +18,9 @@ class InstructionReranking(AbsTaskRetrieval):
     changed_relevance: ClassVar[dict[str, list[str]]] = {}
     """query ID (without the side) -> documents relevant under the original instruction only."""
 
+    by_query: tuple[float, ...] = ()
+    """After a run: the p-MRR of each query alone, whose mean is the score."""
+
     def task_specific_scores(
         self,
         scores: dict[str, dict[str, float]],
@@ -27,4 +30,8 @@ class InstructionReranking(AbsTaskRetrieval):
         hf_subset: str,
     ) -> dict[str, Any]:
         """mteb's hook for scores beyond the usual ones."""
+        self.by_query = tuple(
+            float(calculate_pmrr(results, results, {query: documents}))
+            for query, documents in self.changed_relevance.items()
+        )
         return evaluate_p_mrr_change(qrels, results, self.changed_relevance, self.k_values)

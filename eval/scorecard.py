@@ -1,6 +1,6 @@
 """What the student kept of its teacher: one dict for `scorecard.json`, a terminal table, Markdown for a model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.bootstrap import Interval, interval, kind_replicates, mean_of_kinds, replicates, within_noise
 from eval.evaluate import Scores, failures, means
 from eval.kinds import KIND_NAMES, KINDS
 
 MODELS = ("teacher", "untrained", "student")
 Scorecard = dict[str, Any]
-"""JSON: {suite, facts, templates, tasks, kinds, retention, means, failed, seconds}."""
+"""JSON: {suite, facts, templates, tasks, kinds, retention, means, intervals, outcomes, failed, seconds}."""
 
 
 def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mapping[str, Any] | None = None) -> Scorecard:
@@ -23,6 +24,9 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
     the kinds' retentions; `means.recovered` is (student - untrained) / (teacher - untrained) of Mean(TaskType): an
     untrained student already scores something, and a share of the teacher's score alone hides that. A task that failed
     for one of the three counts for none.
+
+    `intervals` are 95 % paired bootstrap intervals over the items of the tasks: of each task's student score and its
+    difference from the teacher's, and of the means. `outcomes` are the student's items, to compare it with other runs.
 
     Raises:
         ValueError: the three evaluations are not of the same tasks.
@@ -64,6 +68,8 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
             "retention": float(np.mean(known)) if known else None,
             "recovered": _recovered(of_type),
         },
+        "intervals": _intervals(all_scores, tasks),
+        "outcomes": {name: student["tasks"][name].get("outcomes", []) for name in tasks},
         "failed": failed,
         "seconds": {model: all_scores[model]["seconds"]["total"] for model in MODELS},
     }
@@ -74,6 +80,33 @@ def share(student: float, teacher: float) -> float | None:
     return student / teacher if teacher > 0 else None
 
 
+def _intervals(all_scores: Mapping[str, Scores], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """{tasks: {name: {student, difference}}, task_type, retention, recovered}; {} where no items were noted."""
+    drawn: dict[str, dict[str, np.ndarray]] = {model: {} for model in MODELS}
+    of_tasks: dict[str, dict[str, Interval]] = {}
+    for name, task in tasks.items():
+        of = {m: replicates(task["kind"], all_scores[m]["tasks"][name].get("outcomes", [])) for m in MODELS}
+        known = {model: values for model, values in of.items() if values is not None}
+        if len(known) == len(MODELS):
+            for model, values in known.items():
+                drawn[model][name] = values
+            difference = known["student"] - known["teacher"]
+            of_tasks[name] = {"student": interval(known["student"]), "difference": interval(difference)}
+    if not of_tasks:
+        return {}
+    by_kind = {
+        m: kind_replicates({name: task | {"score": task[m]} for name, task in tasks.items()}, drawn[m]) for m in MODELS
+    }
+    teacher, untrained, student = (mean_of_kinds(by_kind[model]) for model in MODELS)
+    found: dict[str, Any] = {"tasks": of_tasks, "task_type": interval(student)}
+    kept = [by_kind["student"][kind] / of for kind, of in by_kind["teacher"].items() if (of > 0).all()]
+    if kept:
+        found["retention"] = interval(np.mean(kept, axis=0))
+    if (teacher > untrained).all():
+        found["recovered"] = interval((student - untrained) / (teacher - untrained))
+    return found
+
+
 def _recovered(of: Mapping[str, float | None]) -> float | None:
     teacher, untrained, student = (of[model] for model in MODELS)
     if teacher is None or untrained is None or student is None or teacher <= untrained:
@@ -81,24 +114,39 @@ def _recovered(of: Mapping[str, float | None]) -> float | None:
     return (student - untrained) / (teacher - untrained)
 
 
+HEADER = ("task", "metric", "teacher", "untrained", "student", "±", "kept")
+
+
 def rows(card: Scorecard) -> list[tuple[str, ...]]:
-    """The card as rows of text: task, metric, teacher, untrained, student, retention; ending with the means."""
+    """The card as rows of text under `HEADER`, ending with the means.
+
+    ± is half the width of the student's 95 % interval; a share with ≈ is inside the noise of the teacher's score.
+    """
     lines: list[tuple[str, ...]] = []
-    ordered = sorted(card["tasks"].items(), key=lambda item: (KIND_NAMES.index(item[1]["kind"]), item[0]))
-    for name, task in ordered:
-        lines.append((name, task["metric"], *(number(task[model]) for model in MODELS), percent(task["retention"])))
-    for name, key in (("Mean(Task)", "task"), ("Mean(TaskType)", "task_type")):
-        of = card["means"][key]
-        known = of["student"] is not None
+    intervals = card["intervals"].get("tasks", {})
+    for name, task in sorted(card["tasks"].items(), key=lambda item: (KIND_NAMES.index(item[1]["kind"]), item[0])):
+        chance = intervals.get(name)
+        same = " ≈" if chance and within_noise(chance["difference"]) else ""
+        scores = [number(task[model]) for model in MODELS]
         lines.append(
             (
                 name,
-                "",
-                *(number(of[m]) for m in MODELS),
-                percent(share(of["student"], of["teacher"]) if known else None),
+                task["metric"],
+                *scores,
+                _half(chance["student"] if chance else None),
+                percent(task["retention"]) + same,
             )
         )
+    for name, key in (("Mean(Task)", "task"), ("Mean(TaskType)", "task_type")):
+        of = card["means"][key]
+        known = of["student"] is not None
+        kept = percent(share(of["student"], of["teacher"]) if known else None)
+        lines.append((name, "", *(number(of[m]) for m in MODELS), _half(card["intervals"].get(key)), kept))
     return lines
+
+
+def _half(found: Sequence[float] | None) -> str:
+    return "" if found is None else f"{50 * (found[1] - found[0]):.1f}"
 
 
 def number(value: float | None) -> str:
@@ -113,13 +161,14 @@ def percent(value: float | None) -> str:
 
 def summary(card: Scorecard) -> str:
     """The card in one line."""
-    mean = card["means"]
-    return (
-        f"kept {percent(mean['retention'])} of the teacher's scores, recovered {percent(mean['recovered'])} of the gap"
+    kept, recovered = (
+        percent(card["means"][key]) + _range(card["intervals"].get(key)) for key in ("retention", "recovered")
     )
+    return f"kept {kept} of the teacher's scores, recovered {recovered} of the gap"
 
 
-HEADER = ("task", "metric", "teacher", "untrained", "student", "kept")
+def _range(found: Sequence[float] | None) -> str:
+    return "" if found is None else f" ({100 * found[0]:.1f} to {100 * found[1]:.1f})"
 
 
 def terminal_table(card: Scorecard) -> Table:
@@ -165,7 +214,7 @@ def markdown(card: Scorecard) -> str:
         f"Suite `{card['suite']}`: {summary(card)}.",
         "",
         "| " + " | ".join(HEADER) + " |",
-        "|---|---|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|",
         *("| " + " | ".join(line) + " |" for line in rows(card)),
         "",
         "Kept by kind: "
