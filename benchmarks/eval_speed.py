@@ -2,8 +2,8 @@
 
 The suite is what every run holds out of its docstrings: five tasks that share texts, as the tasks of one domain do. The
 same tasks, the same model folder, the same limit of tokens; loading models and data counts for neither. The peer's
-batch size is the best of several on a sample of the suite's texts, found in this run. The sides take turns, and the best
-of their rounds counts. The last JSON line has, for all-MiniLM-L6-v2 and for a small decoder with instructions:
+batch size is the best of several on a sample of the suite's texts, found in this run. The sides take turns, and the
+best of their rounds counts. The last JSON line has, for all-MiniLM-L6-v2 and for a small decoder with instructions:
 
 ratio   peer's seconds / ours (the smaller of the two models')        expected 2.0 or more
 first   the same for our first evaluation, which also plans and tokenizes

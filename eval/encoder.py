@@ -15,6 +15,7 @@ from mteb.types import PromptType
 
 from embedding.instruction import Role, Template
 from eval.suite import SuiteTask
+from eval.views import Change, View
 
 STREAMED_CORPUS = 200_000
 """Documents of a larger corpus are encoded chunk by chunk as mteb asks for them, and not kept: memory stays bounded."""
@@ -124,6 +125,13 @@ class VectorTable:
 
     def __init__(self, positions: dict[tuple[str, str], int], vectors: np.ndarray) -> None:
         self.positions, self.values = positions, vectors
+        self._changes: dict[View, Change] = {}
+
+    def change(self, view: View) -> Change:
+        """The change of a view, calibrated on all vectors once."""
+        if view not in self._changes:
+            self._changes[view] = view.change(self.values)
+        return self._changes[view]
 
     def find(self, prompt: str, texts: Sequence[str]) -> np.ndarray:
         """Rows of the texts after a prompt, int64 [N]; -1 where a text was never encoded."""
@@ -138,10 +146,11 @@ class StoredModel(MtebModel):
         table: VectorTable,
         prompts: dict[Role, str],
         encode: Callable[[Sequence[str], Sequence[str]], np.ndarray],
-        view: Callable[[np.ndarray], np.ndarray],
+        view: View,
     ) -> None:
         super().__init__()
-        self.table, self.prompts, self.encode_texts, self.view = table, prompts, encode, view
+        self.table, self.prompts, self.encode_texts = table, prompts, encode
+        self.change = table.change(view)
 
     def vectors(self, role: Role, texts: list[str]) -> np.ndarray:
         """See the base class.
@@ -154,11 +163,12 @@ class StoredModel(MtebModel):
         if (rows >= 0).all():
             found = self.table.values[rows]
         else:
-            found = self.encode_texts([prompt] * len(texts), texts)
+            places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+            found = self.encode_texts([prompt] * len(places), list(places))[[places[text] for text in texts]]
         bad = ~np.isfinite(found).all(axis=1)
         if bad.any():
             text = texts[int(np.argmax(bad))]
             raise ValueError(
                 f"the model gave NaN or infinity for {int(bad.sum())} of {len(texts)} texts, e.g. {text[:80]!r}"
             )
-        return self.view(found)
+        return self.change(found)

@@ -16,20 +16,22 @@ from embedding.instruction import Role
 from eval.kinds import Kind
 from eval.preserve import evaluation_mode, preserved_random_state, quiet
 from eval.suite import SKIPPED, Suite, SuiteTask, reason
+from eval.views import FULL, View
 
 if TYPE_CHECKING:
     from eval.encoder import Request, StoredModel, TextEncoder, VectorTable
 
 Scores = dict[str, Any]
 """JSON: {suite, template, tasks: {name: {kind, metric, instruction, score, outcomes, ...} or {kind, failed}}, kinds,
-means, texts, tokens, seconds}."""
+means, views: {name: {kinds, means, bytes}}, bytes, texts, tokens, seconds}."""
 
 
-def evaluate(model: TextEncoder, suite: Suite) -> Scores:
+def evaluate(model: TextEncoder, suite: Suite, views: Sequence[View] = ()) -> Scores:
     """Score a model on every task of a suite.
 
     The random generators and the train/eval mode of every submodule are as before afterwards. A task that fails is
-    reported as `{"failed": reason}` and left out of the means.
+    reported as `{"failed": reason}` and left out of the means. With `views` (such as `suite.views`), the same vectors
+    are also scored cut short or with fewer bits.
     """
     seconds: dict[str, float] = {}
     with preserved_random_state(), evaluation_mode(model), quiet():
@@ -42,17 +44,26 @@ def evaluate(model: TextEncoder, suite: Suite) -> Scores:
         seconds["tokenize"], clock = _lap(clock)
         vectors = model.encode_ids(ids) if ids else np.zeros((0, 1), dtype=np.float32)
         seconds["encode"], clock = _lap(clock)
-        tasks = dict(failed)
         table = _table(positions, vectors)
-        for entry in suite.tasks:
-            if entry.name not in failed:
-                tasks[entry.name] = _score(entry, _stored(model, table, prompts[entry.name]))
+        entries = [entry for entry in suite.tasks if entry.name not in failed]
+        tasks = failed | {e.name: _score(e, _stored(model, table, prompts[e.name], FULL)) for e in entries}
+        viewed: dict[str, dict[str, Any]] = {}
+        for view in views:
+            try:
+                view.change(vectors[:1])
+            except ValueError as error:
+                viewed[view.name] = {"failed": reason(error)}
+                continue
+            found = {e.name: _score(e, _stored(model, table, prompts[e.name], view)) for e in entries}
+            viewed[view.name] = {**means(found), "bytes": view.bytes(vectors.shape[1])}
         seconds["score"], clock = _lap(clock)
     return {
         "suite": suite.name,
         "template": model.template.model_dump(),
         "tasks": dict(sorted(tasks.items())),
         **means(tasks),
+        "views": viewed,
+        "bytes": FULL.bytes(vectors.shape[1]),
         "texts": len(positions),
         "tokens": int(sum(len(row) for row in ids)),
         "seconds": {name: round(value, 3) for name, value in seconds.items()}
@@ -136,13 +147,13 @@ def _table(positions: dict[tuple[str, str], int], vectors: np.ndarray) -> Vector
     return VectorTable(positions, np.asarray(vectors, dtype=np.float32))
 
 
-def _stored(model: TextEncoder, table: VectorTable, prompts: dict[Role, str]) -> StoredModel:
+def _stored(model: TextEncoder, table: VectorTable, prompts: dict[Role, str], view: View) -> StoredModel:
     from eval.encoder import StoredModel
 
     def encode(prompts_N: Sequence[str], texts_N: Sequence[str]) -> np.ndarray:
         return model.encode_ids(model.tokenize(texts_N, prompts_N))
 
-    return StoredModel(table, prompts, encode, lambda vectors: vectors)
+    return StoredModel(table, prompts, encode, view)
 
 
 def _score(entry: SuiteTask, stored: StoredModel) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def render(
     )
     add("What was kept", kept, "scorecard.json", card, sections.retention)
     add("Every task", sections.HIGHER_IS_BETTER, "scorecard.json", card, sections.tasks)
+    if card is not None and card["views"]:
+        smaller = "The student's own mean with its vectors cut short (Matryoshka) or stored with fewer bits."
+        add("Smaller vectors", smaller, "", card, sections.views)
     learned = "Scores while training, from the untrained student on; the dashed line is the teacher."
     add("Learning", learned, "metrics.jsonl", metrics, lambda lines: sections.curves(lines, card))
     add("Training log", "By optimizer step.", "metrics.jsonl", metrics, sections.training)

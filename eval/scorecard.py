@@ -14,7 +14,8 @@ from eval.kinds import KIND_NAMES, KINDS
 
 MODELS = ("teacher", "untrained", "student")
 Scorecard = dict[str, Any]
-"""JSON: {suite, facts, templates, tasks, kinds, retention, means, intervals, outcomes, failed, seconds}."""
+"""JSON: {suite, facts, templates, tasks, kinds, retention, means, intervals, views, bytes, outcomes, failed,
+seconds}."""
 
 
 def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mapping[str, Any] | None = None) -> Scorecard:
@@ -69,6 +70,8 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
             "recovered": _recovered(of_type),
         },
         "intervals": _intervals(all_scores, tasks),
+        "views": student.get("views", {}),
+        "bytes": student.get("bytes"),
         "outcomes": {name: student["tasks"][name].get("outcomes", []) for name in tasks},
         "failed": failed,
         "seconds": {model: all_scores[model]["seconds"]["total"] for model in MODELS},
@@ -112,6 +115,16 @@ def _recovered(of: Mapping[str, float | None]) -> float | None:
     if teacher is None or untrained is None or student is None or teacher <= untrained:
         return None
     return (student - untrained) / (teacher - untrained)
+
+
+def view_rows(card: Scorecard) -> list[tuple[str, int, float, float]]:
+    """(name, bytes of a vector, Mean(TaskType), its share of the full vectors' mean) of the student, full first."""
+    full = card["means"]["task_type"]["student"]
+    if not card["views"] or not full:
+        return []
+    found = {n: (v["bytes"], v["means"]["task_type"]) for n, v in card["views"].items() if "means" in v}
+    shown = {"full": (card["bytes"], full)} | found
+    return [(name, size, mean, mean / full) for name, (size, mean) in shown.items() if mean is not None]
 
 
 HEADER = ("task", "metric", "teacher", "untrained", "student", "±", "kept")
@@ -181,6 +194,8 @@ def terminal_table(card: Scorecard) -> Table:
     lines = rows(card)
     for at, line in enumerate(lines):
         table.add_row(*line, style="bold" if at >= len(lines) - 2 else None, end_section=at == len(lines) - 3)
+    for name, size, mean, kept in view_rows(card)[1:]:
+        table.add_row(f"student, {name}", f"{size:,} bytes", "", "", number(mean), "", f"{percent(kept)} of its own")
     for name, why in card["failed"].items():
         table.add_row(name, Text("; ".join(dict.fromkeys(why.values())), overflow="fold"), style="red")
     return table
@@ -220,6 +235,10 @@ def markdown(card: Scorecard) -> str:
         "Kept by kind: "
         + ", ".join(f"{KINDS[kind].title} {percent(card['retention'][kind])}" for kind in titles)
         + ".",
+    ]
+    lines += [
+        f"Stored as {name} ({size:,} bytes a vector) it keeps {percent(kept)} of its own Mean(TaskType)."
+        for name, size, _, kept in view_rows(card)[1:]
     ]
     lines += [f"\nFailed: `{name}`: {'; '.join(dict.fromkeys(why.values()))}." for name, why in card["failed"].items()]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.figures import Guide, Series, bar, gauge, line_panel, missing, ring, scale, seconds, shares, short
 from eval.kinds import KIND_NAMES, KINDS
-from eval.scorecard import HEADER, MODELS, Scorecard, number, percent, rows, share
+from eval.scorecard import HEADER, MODELS, Scorecard, number, percent, rows, share, view_rows
 
 Metrics = Sequence[Mapping[str, Any]]
 """The lines of metrics.jsonl."""
@@ -81,6 +81,17 @@ def retention(card: Scorecard) -> str:
         figure = gauge(kept or 0.0, share(of["untrained"], of["teacher"]) or 0.0, percent(kept), title)
         lines.append(f'<div class="name">{KINDS[kind].title}<small>{_metrics(card, kind)}</small></div>{figure}')
     return f'<div class="card rows">{"".join(lines)}</div>'
+
+
+def views(card: Scorecard) -> str:
+    """What the student's vectors are worth cut short or stored with fewer bits."""
+    lines = []
+    for name, size, mean, kept in view_rows(card):
+        title = f"Mean(TaskType) {number(mean)}"
+        figure = gauge(kept, kept, percent(kept), title)
+        lines.append(f'<div class="name">{escape(name)}<small>{size:,} bytes, {number(mean)}</small></div>{figure}')
+    wrong = "".join(missing(name, v["failed"]) for name, v in card["views"].items() if "failed" in v)
+    return f'<div class="card rows">{"".join(lines)}</div>{wrong}'
 
 
 def tasks(card: Scorecard) -> str:

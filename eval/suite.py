@@ -24,7 +24,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,7 @@ from embedding.files import read_json
 from eval.kinds import KIND_NAMES, KINDS, Kind, kind_of
 from eval.preserve import preserved_random_state, quiet
 from eval.tables import some
+from eval.views import View
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -61,6 +62,10 @@ class SuiteConfig(Config):
     """Keep at most so many rows of a flat set (per language pair for bitext), or queries."""
     max_documents: int | None = Field(default=None, ge=2)
     """Keep at most so many documents of a retrieval corpus; relevant ones always stay."""
+    widths: list[int] = Field(default=[])
+    """Also score the finished student's vectors cut to these widths (Matryoshka)."""
+    precisions: list[Literal["int8", "binary"]] = Field(default=[])
+    """Also score them with fewer bits a number."""
     seed: int = 42
     """The seed of mteb's tasks (42 in mteb itself) and of the limits above."""
 
@@ -98,6 +103,8 @@ class Suite:
     tasks: list[SuiteTask]
     failed: dict[str, str] = field(default_factory=dict)
     """Task -> why it could not be loaded."""
+    views: list[View] = field(default_factory=list)
+    """How else the finished student's vectors are to be scored."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What one evaluation leaves for the next: the texts of each task, their tokens."""
 
@@ -115,7 +122,8 @@ def load_suite(config: SuiteConfig, folder: Path | None = None) -> Suite:
         raise ValueError(f"suite {config.name!r}: set `folder` to evaluation data, or name `official` mteb tasks")
     if folder is not None and not folder.is_dir():
         raise ValueError(f"suite {config.name!r}: {folder} is not a folder")
-    suite = Suite(config.name, [])
+    views = [View(width=width) for width in config.widths] + [View(precision=p) for p in config.precisions]
+    suite = Suite(config.name, [], views=views)
     with preserved_random_state(), quiet():
         if folder is not None:
             _load_folder(suite, config, folder)
