@@ -17,17 +17,15 @@ def suite_facts(config: SuiteConfig, folder: Path) -> dict[str, Any]:
     return {"config": config.model_dump(mode="json"), "files": fingerprint(contents)}
 
 
-def kept_scores(
-    cache: Path, made_from: dict[str, Any], model: Callable[[], Embedder], suite: Callable[[], Suite]
-) -> Scores:
-    """The scores that `cache` keeps under the fingerprint of `made_from`; else they are measured and kept.
+def kept_scores(cache: Path, suite: Suite, made_from: dict[str, Any], model: Callable[[], Embedder]) -> Scores:
+    """The scores that `cache` keeps under the fingerprint of `made_from`; else `model` is measured and they are kept.
 
     Scores with a failed task are not kept: the next run tries again.
     """
     path = cache / f"{fingerprint(made_from)}.json"
     if path.is_file():
         return dict(read_json(path)["scores"])
-    scores = evaluate(model(), suite())
+    scores = evaluate(model(), suite)
     if not any("failed" in task for task in scores["tasks"].values()):
         write_json(path, {"made_from": made_from, "scores": scores})
     return scores

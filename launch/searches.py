@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.markup import escape
 
 from embedding.embedder import Embedder
 
@@ -48,21 +46,3 @@ def _own_queries(retrieval: Path) -> list[tuple[str, set[str] | None]]:
     rows = [row for row in pq.read_table(retrieval / "queries.parquet").to_pylist() if row["id"] in relevant]
     chosen = sorted({len(rows) // 6, len(rows) // 2, len(rows) * 5 // 6}) if rows else []
     return [(rows[i]["text"], relevant[rows[i]["id"]]) for i in chosen]
-
-
-def print_searches(found: dict[str, Any], console: Console) -> None:
-    """Print each query with its hits, a line each, as wide as the terminal."""
-    console.print(f"\n[bold]Searches[/] among {found['documents']:,} held-out documents ({escape(found['corpus'])})")
-    for search in found["searches"]:
-        _line(console, f"\n  [bold]{_flat(search['query'])}[/]")
-        for rank, hit in enumerate(search["hits"], start=1):
-            mark = "[green]✓[/] " if hit.get("relevant") else ""
-            _line(console, f"    {rank}. [cyan]{hit['score']:.3f}[/]  {mark}{_flat(hit['text'])}")
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, no_wrap=True, overflow="ellipsis")
-
-
-def _flat(text: str) -> str:
-    return escape(" ".join(text.split()))

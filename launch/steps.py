@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from embedding.files import differences, fingerprint, read_json, write_json
+from launch.show import say
 
 Result = dict[str, Any]
 """What a step says of itself, as JSON; `outputs` names the files and folders without which it is not finished."""
@@ -77,8 +77,8 @@ class Ledger:
             self._path(name).unlink()
 
     def say(self, name: str, text: str) -> None:
-        """One line about a step."""
-        self.console.print(f"[bold cyan]{name:>8}[/]  {escape(text)}", soft_wrap=True, highlight=False)
+        """One line on the terminal about a step."""
+        say(self.console, name, text)
 
     def _path(self, name: str) -> Path:
         return self.run / "steps" / f"{name}.json"

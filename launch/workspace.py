@@ -1,0 +1,130 @@
+"""What the steps of a run share: where things lie, and what is loaded once and only when a step needs it."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.tables import Examples, Texts, Tokens
+from data_prep.teacher import load_teacher, vector_keys
+from data_prep.vectors import VectorStore
+from embedding.embedder import Embedder
+from eval.suite import Suite, entries, load_suite
+from launch.steps import Result
+from train.plan import Inputs, checkpoint_identity
+from train.recipe import Recipe
+from train.student import Student, build_student
+
+
+class Workspace:
+    """One recipe, the results of its finished steps, and what follows from them.
+
+    A property may be asked for as soon as the steps it reads from are in `results`.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.results: dict[str, Result] = {}
+        self.folder = recipe.output / recipe.name
+        """The run's own folder."""
+        self.cache = recipe.cache
+        self.model = self.folder / "model"
+        self.checkpoints = self.folder / "checkpoints"
+
+    # ------------------------------------------------------------------------------------------------------ training
+
+    @property
+    def data(self) -> Path:
+        """The folder of the prepared tables; its name is their fingerprint."""
+        return Path(self.results["prepare"]["outputs"][0])
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The distinct texts."""
+        return Texts.load(self.data / "texts")
+
+    @cached_property
+    def teacher(self) -> Embedder:
+        """The teacher model."""
+        return load_teacher(self.recipe.teacher)
+
+    def free_teacher(self) -> None:
+        """Let go of the teacher's memory; it is loaded again when it is asked for."""
+        self.__dict__.pop("teacher", None)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the student is trained on."""
+        tokens = Path(self.results["tokenize"]["outputs"][0])
+        return Inputs(
+            texts=self.texts,
+            examples=Examples.load(self.data / "examples"),
+            tokens=Tokens.load(tokens),
+            vectors=self._teacher_vectors,
+            made_from={"data": self.data.name, "tokens": tokens.name, "teacher": self.results["embed"]["identity"]},
+        )
+
+    @cached_property
+    def store(self) -> VectorStore:
+        """The teacher's vectors, opened and verified."""
+        facts = self.results["embed"]
+        return VectorStore.open(Path(facts["outputs"][0]), facts["identity"], facts["width"])
+
+    @cached_property
+    def positions_N(self) -> np.ndarray:
+        """Where in the store each text's vector is: int64 [N]; -1 where it is lost."""
+        return self.store.locate(vector_keys(self.texts, self.recipe.teacher.template))
+
+    def _teacher_vectors(self, rows: np.ndarray) -> np.ndarray:
+        return self.store.read(self.positions_N[rows])
+
+    def training_facts(self) -> dict[str, Any]:
+        """What determines the trained weights."""
+        return checkpoint_identity(self.recipe, self.inputs)
+
+    def untrained_facts(self) -> dict[str, Any]:
+        """What determines the student before training, its tokenizer and template included."""
+        student = self.recipe.student.model_dump(mode="json")
+        return {"student": student, "seed": self.recipe.seed, "teacher": self.results["embed"]["identity"]}
+
+    def new_student(self) -> Student:
+        """The student before training."""
+        return build_student(self.recipe.student, self.teacher, self.recipe.seed)
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def evaluation_data(self) -> Path:
+        """The folder of evaluation data: the suite's own, else what was held out."""
+        return self.recipe.suite.folder or self.data / "heldout"
+
+    @property
+    def evaluable(self) -> bool:
+        """Whether there is anything to evaluate on: single texts alone hold nothing out."""
+        suite = self.recipe.suite
+        return bool(suite.folder or suite.official or entries(self.evaluation_data))
+
+    @cached_property
+    def suite(self) -> Suite:
+        """The evaluation suite, loaded."""
+        return load_suite(self.recipe.suite, self.evaluation_data)
+
+    @property
+    def searched(self) -> tuple[Path, str] | None:
+        """The first retrieval task of the suite that lies in a folder, and its instruction."""
+        for task in self.suite.tasks:
+            if task.kind == "retrieval" and (self.evaluation_data / task.name).is_dir():
+                return self.evaluation_data / task.name, task.instruction
+        return None
+
+
+def on_device(model: Embedder) -> Embedder:
+    """The model on the GPU, where there is one."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """How many numbers a model is made of."""
+    return sum(parameter.numel() for parameter in model.parameters())
