@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from eval.bootstrap import interval, kind_replicates, mean_of_kinds, replicates, within_noise
 from eval.kinds import KIND_NAMES
@@ -53,7 +55,7 @@ def compare(cards: Mapping[str, Scorecard]) -> Comparison:
     return {"runs": list(cards), "tasks": tasks, "mean": mean, "left_out": sorted(everything - set(common))}
 
 
-def comparison_table(found: Comparison) -> Table:
+def comparison_table(found: Comparison) -> RenderableType:
     """The comparison for a terminal: a score and, in green or red, a difference that is more than chance."""
     table = Table(
         title=f"Against {found['runs'][0]}", title_justify="left", caption="~ inside the noise (95 %, paired)"
@@ -64,9 +66,10 @@ def comparison_table(found: Comparison) -> Table:
         table.add_row(name, *(_shown(cell) for cell in task["runs"].values()))
     table.add_section()
     table.add_row("Mean(TaskType)", *(_shown(cell) for cell in found["mean"].values()), style="bold")
-    for name in found["left_out"]:
-        table.add_row(name, "not in every run, or other items", style="dim")
-    return table
+    left_out = [
+        Text(f"left out {name}: not in every run, or on other items", style="dim") for name in found["left_out"]
+    ]
+    return Group(table, *left_out)
 
 
 def _names(card: Scorecard) -> str:

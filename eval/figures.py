@@ -154,11 +154,12 @@ def bar(value: float, colour: str, label: str, title: str) -> str:
     )
 
 
-def gauge(value: float, mark: float, label: str, title: str) -> str:
+def gauge(value: float, label: str, title: str, mark: float | None = None) -> str:
     """A bar on a track that ends at 1, with a mark on it where things started."""
+    pin = "" if mark is None else f'<b style="left:{_width(mark)}"></b>'
     return (
         f'<div class="gauge" title="{escape(title)}"><div><i style="width:{_width(value)}"></i>'
-        f'<b style="left:{_width(mark)}"></b></div><span>{escape(label)}</span></div>'
+        f"{pin}</div><span>{escape(label)}</span></div>"
     )
 
 

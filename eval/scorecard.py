@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -184,42 +184,49 @@ def _range(found: Sequence[float] | None) -> str:
     return "" if found is None else f" ({100 * found[0]:.1f} to {100 * found[1]:.1f})"
 
 
-def terminal_table(card: Scorecard) -> Table:
-    """The card for a terminal, with the failed tasks and their reasons below."""
-    table = Table(
-        title=f"Scorecard: {card['suite']}", title_justify="left", caption=summary(card), caption_justify="left"
-    )
+def terminal_table(card: Scorecard) -> RenderableType:
+    """The card for a terminal: the tasks, the student's smaller vectors, the failed tasks with their reasons."""
+    table = Table(title=f"Scorecard: {card['suite']}", title_justify="left", caption=summary(card))
+    table.caption_justify = "left"
     for column in HEADER:
         table.add_column(column, justify="left" if column in HEADER[:2] else "right", no_wrap=True)
     lines = rows(card)
     for at, line in enumerate(lines):
         table.add_row(*line, style="bold" if at >= len(lines) - 2 else None, end_section=at == len(lines) - 3)
-    for name, size, mean, kept in view_rows(card)[1:]:
-        table.add_row(f"student, {name}", f"{size:,} bytes", "", "", number(mean), "", f"{percent(kept)} of its own")
-    for name, why in card["failed"].items():
-        table.add_row(name, Text("; ".join(dict.fromkeys(why.values())), overflow="fold"), style="red")
-    return table
+    parts: list[RenderableType] = [table]
+    if found := view_rows(card):
+        smaller = Table(title="The student's vectors, smaller", title_justify="left")
+        for column in ("stored", "bytes", "Mean(TaskType)", "of the full"):
+            smaller.add_column(column, justify="left" if column == "stored" else "right")
+        for name, size, mean, kept in found:
+            smaller.add_row(name, f"{size:,}", number(mean), percent(kept))
+        parts.append(smaller)
+    return Group(
+        *parts, *_failed({name: "; ".join(dict.fromkeys(why.values())) for name, why in card["failed"].items()})
+    )
 
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
-    """Print the card's table and its one-line summary."""
+    """Print the card."""
     console.print(terminal_table(card))
 
 
-def scores_table(scores: Scores) -> Table:
+def scores_table(scores: Scores) -> RenderableType:
     """One evaluation for a terminal."""
     table = Table(title=f"Scores: {scores['suite']}", title_justify="left")
     for column in ("task", "metric", "score"):
         table.add_column(column, justify="right" if column == "score" else "left")
     for name, task in scores["tasks"].items():
-        if "failed" in task:
-            table.add_row(name, f"failed: {task['failed']}", "–", style="red")
-        else:
+        if "score" in task:
             table.add_row(name, task["metric"], number(task["score"]))
     table.add_section()
     table.add_row("Mean(Task)", "", number(scores["means"]["task"]), style="bold")
     table.add_row("Mean(TaskType)", "", number(scores["means"]["task_type"]), style="bold")
-    return table
+    return Group(table, *_failed(failures(scores)))
+
+
+def _failed(reasons: Mapping[str, str]) -> list[Text]:
+    return [Text.assemble(("failed ", "bold red"), (f"{name}: ", "bold"), why) for name, why in reasons.items()]
 
 
 def markdown(card: Scorecard) -> str:

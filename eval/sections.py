@@ -78,7 +78,7 @@ def retention(card: Scorecard) -> str:
     for kind in sorted(card["retention"], key=KIND_NAMES.index):
         kept, of = card["retention"][kind], card["kinds"][kind]
         title = ", ".join(f"{model} {number(of[model])}" for model in MODELS)
-        figure = gauge(kept or 0.0, share(of["untrained"], of["teacher"]) or 0.0, percent(kept), title)
+        figure = gauge(kept or 0.0, percent(kept), title, share(of["untrained"], of["teacher"]) or 0.0)
         lines.append(f'<div class="name">{KINDS[kind].title}<small>{_metrics(card, kind)}</small></div>{figure}')
     return f'<div class="card rows">{"".join(lines)}</div>'
 
@@ -88,7 +88,7 @@ def views(card: Scorecard) -> str:
     lines = []
     for name, size, mean, kept in view_rows(card):
         title = f"Mean(TaskType) {number(mean)}"
-        figure = gauge(kept, kept, percent(kept), title)
+        figure = gauge(kept, percent(kept), title)
         lines.append(f'<div class="name">{escape(name)}<small>{size:,} bytes, {number(mean)}</small></div>{figure}')
     wrong = "".join(missing(name, v["failed"]) for name, v in card["views"].items() if "failed" in v)
     return f'<div class="card rows">{"".join(lines)}</div>{wrong}'

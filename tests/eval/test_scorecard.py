@@ -83,5 +83,5 @@ def test_tables_show_tasks_and_means() -> None:
         for part in ("a", "50.0", "40.0", "80.0 %", "Mean(TaskType)", "recovered 62.5 % of the gap"):
             assert part in text
     assert "| a | m | 50.0 | 10.0 | 40.0 |  | 80.0 % |" in markdown(card)
-    assert "failed: no data" in shown(scores_table(scores(a=0.5, failed={"c": "no data"})))
+    assert "failed c: no data" in shown(scores_table(scores(a=0.5, failed={"c": "no data"})))
     assert number(None) == "–"
