@@ -1,13 +1,11 @@
 """Sources to tables: distinct texts, examples that point into them, and the held-out part as evaluation data."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,6 +15,7 @@ from data_prep.clean import digest
 from data_prep.docstrings import Docstring
 from data_prep.harvest import Harvest, harvest, installed_digest
 from data_prep.heldout import HeldoutConfig, Task, write_docstring_tasks, write_instructions, write_pair_tasks
+from data_prep.readers import hub_commit
 from data_prep.sources import ColumnSource, DocstringsSource, HubSource, Row, Source, Tally, read_rows
 from embedding.config import Config
 from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
@@ -45,29 +44,24 @@ def data_fingerprint(config: DataConfig) -> dict[str, Any]:
     """What the tables are made from: the config and the contents of all files it reads.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or the hub cannot tell a revision's commit.
     """
-    contents: dict[str, Any] = {}
-    for source in config.sources:
-        if isinstance(source, DocstringsSource):
-            contents[source.label()] = installed_digest()
-        elif isinstance(source, HubSource):
-            contents[source.label()] = _hub_revision(source)
-        else:
-            contents[source.label()] = [[file.name, sha256_file(file)] for file in source.files() if file.is_file()]
+    contents = {source.label(): _contents(source) for source in config.sources}
     return {"format": FORMAT, "config": config.model_dump(mode="json"), "contents": contents}
 
 
-def _hub_revision(source: HubSource) -> str | None:
-    """The commit that the revision means today; the revision as written where the hub cannot be asked."""
-    if Path(source.repository).is_dir():
-        files = sorted(path for path in Path(source.repository).rglob("*") if path.is_file())
-        return "\n".join(f"{file.name} {sha256_file(file)}" for file in files)
-    try:
-        sha: str | None = HfApi().dataset_info(source.repository, revision=source.revision).sha
-        return sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return source.revision
+def _contents(source: Source) -> Any:
+    """What a source would read, by content."""
+    if isinstance(source, DocstringsSource):
+        return installed_digest()
+    if not isinstance(source, HubSource):
+        return _hashed(source.files())
+    local = Path(source.repository)
+    return _hashed(sorted(local.rglob("*"))) if local.is_dir() else hub_commit(source.repository, source.revision)
+
+
+def _hashed(paths: Sequence[Path]) -> list[list[str]]:
+    return [[path.name, sha256_file(path)] for path in paths if path.is_file()]
 
 
 def prepare(config: DataConfig, out: Path, progress: bool = True) -> dict[str, Any]:

@@ -7,6 +7,7 @@ What makes a whole file useless (missing, compressed, not the format, a column t
 import csv
 import json
 import os
+import re
 import string
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from embedding.config import suggest
 
@@ -43,6 +46,14 @@ class Record(NamedTuple):
     values: Mapping[str, Any]
     problem: str = ""
 
+
+# The hub's client derives its errors from those of its HTTP library, whichever that is.
+HUB_ERRORS: tuple[type[BaseException], ...] = (
+    HfHubHTTPError.__bases__[0],
+    OSError,
+    ValueError,
+    datasets.exceptions.DatasetsError,
+)
 
 Reader = Callable[[Path, Sequence[str]], Iterator[Record]]
 
@@ -204,17 +215,38 @@ def read_hub(
 ) -> Iterator[Record]:
     """The rows of a data set on the hub, streamed: only what is read is fetched."""
     place = "/".join(filter(None, (repository, subset, split)))
-    try:
-        data = datasets.load_dataset(repository, subset, split=split, revision=revision, streaming=True)
-        rows = iter(data)
-        first = next(rows, None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{place}: cannot read this data set from the hub: {_line(error)}") from None
-    if first is None:
-        return
-    check_columns(place, columns, list(first))
-    for number, values in enumerate(chain([first], rows), start=1):
+    rows = _hub_rows(place, repository, name=subset, split=split, revision=revision)
+    for number, values in enumerate(rows, start=1):
+        if number == 1:
+            check_columns(place, columns, list(values))
         yield Record(f"{place} row {number}", values)
+
+
+def _hub_rows(place: str, repository: str, **settings: str | None) -> Iterator[dict[str, Any]]:
+    read = 0
+    try:
+        for values in datasets.load_dataset(repository, streaming=True, **settings):
+            yield values
+            read += 1
+    except HUB_ERRORS as error:
+        raise ValueError(f"{place}: cannot read row {read + 1} from the hub: {_line(error)}") from None
+
+
+def hub_commit(repository: str, revision: str | None) -> str:
+    """The commit that a revision of a data set means now.
+
+    Raises:
+        ValueError: the hub does not know it or cannot be reached; a full commit is not asked for.
+    """
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return str(HfApi().dataset_info(repository, revision=revision).sha)
+    except HUB_ERRORS as error:
+        raise ValueError(
+            f"{repository}: the hub did not say which commit {revision or 'the newest revision'} is"
+            f" ({_line(error)}); go online, or pin `revision` to a commit of 40 digits"
+        ) from None
 
 
 def _check_text_file(path: Path) -> None:

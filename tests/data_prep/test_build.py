@@ -152,6 +152,14 @@ def test_changed_code_is_another_fingerprint(site_roots: Path, tmp_path: Path) -
         (site_roots / "extra.py").unlink()
 
 
+def test_a_hub_data_set_is_known_by_its_commit() -> None:
+    values = {"kind": "hub", "repository": "nobody/nothing", "text": "text"}
+    pinned = parse_config(DataConfig, {"sources": [{**values, "revision": "0123456789" * 4}]})
+    assert data_fingerprint(pinned)["contents"] == {"nothing": "0123456789" * 4}
+    with pytest.raises(ValueError, match=r"nobody/nothing: the hub did not say which commit main is.*pin `revision`"):
+        data_fingerprint(parse_config(DataConfig, {"sources": [{**values, "revision": "main"}]}))
+
+
 # ------------------------------------------------------------------------------------------------------------ held out
 
 

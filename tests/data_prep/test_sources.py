@@ -92,9 +92,9 @@ def test_hub_data_set(jsonl: Path) -> None:
 
     assert hub() == ROWS
     assert hub(limit=2) == ROWS[:2]
-    with pytest.raises(ValueError, match="no column 'positive'; columns: question, answer"):
+    with pytest.raises(ValueError, match=r"^[^:]*/train: no column 'positive'; columns: question, answer"):
         hub(positive="positive")
-    with pytest.raises(ValueError, match="cannot read this data set from the hub"):
+    with pytest.raises(ValueError, match="nothing/train: cannot read row 1 from the hub"):
         hub(repository="nobody/nothing")
 
 
