@@ -67,7 +67,7 @@ def render(
     if card is not None and card["views"]:
         smaller = "The student's own mean with its vectors cut short (Matryoshka) or stored with fewer bits."
         add("Smaller vectors", smaller, "", card, sections.views)
-    learned = "Scores while training, from the untrained student on; the dashed line is the teacher."
+    learned = "Scores while training; the dashed blue line is the teacher."
     add("Learning", learned, "metrics.jsonl", metrics, lambda lines: sections.curves(lines, card))
     add("Training log", "By optimizer step.", "metrics.jsonl", metrics, sections.training)
     asked = "What the finished student finds among the held-out documents."

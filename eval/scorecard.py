@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -186,16 +187,20 @@ def _range(found: Sequence[float] | None) -> str:
 
 def terminal_table(card: Scorecard) -> RenderableType:
     """The card for a terminal: the tasks, the student's smaller vectors, the failed tasks with their reasons."""
-    table = Table(title=f"Scorecard: {card['suite']}", title_justify="left", caption=summary(card))
-    table.caption_justify = "left"
-    for column in HEADER:
-        table.add_column(column, justify="left" if column in HEADER[:2] else "right", no_wrap=True)
+    table = Table(title=f"Scorecard: {card['suite']}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # mteb's names of the metrics stand in the JSON, the Markdown and the report: here 80 columns must do
+    shown = [at for at, column in enumerate(HEADER) if column != "metric"]
+    for at in shown:
+        table.add_column(HEADER[at], justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
     lines = rows(card)
     for at, line in enumerate(lines):
-        table.add_row(*line, style="bold" if at >= len(lines) - 2 else None, end_section=at == len(lines) - 3)
-    parts: list[RenderableType] = [table]
+        style = "bold" if at >= len(lines) - 2 else None
+        table.add_row(*(line[k] for k in shown), style=style, end_section=at == len(lines) - 3)
+    parts: list[RenderableType] = [table, Text(summary(card), style="bold")]
+    if card["intervals"]:
+        parts.append(Text("± half the 95 % interval; ≈ within the noise of the teacher's score", style="dim"))
     if found := view_rows(card):
-        smaller = Table(title="The student's vectors, smaller", title_justify="left")
+        smaller = Table(title="The student's vectors, smaller", title_justify="left", box=SIMPLE_HEAD)
         for column in ("stored", "bytes", "Mean(TaskType)", "of the full"):
             smaller.add_column(column, justify="left" if column == "stored" else "right")
         for name, size, mean, kept in found:

@@ -41,6 +41,9 @@ def hero(card: Scorecard) -> str:
         f" and where it started at <b>{number(of['untrained'])}</b>: Mean(TaskType) over {_count(tasks, 'task')} of"
         f" {_count(kinds, 'kind')}."
     )
+    if chance := card["intervals"].get("retention"):
+        low, high = (f"{100 * end:.0f}" for end in chance)
+        words += f" On other texts like these it would keep between <b>{low} %</b> and <b>{high} %</b> (95 % interval)."
     return f'<div class="card hero">{rings}<div class="lead"><p>{words}</p>{line}</div></div>{facts(card["facts"])}'
 
 
@@ -111,7 +114,7 @@ def tasks(card: Scorecard) -> str:
 
 
 def curves(metrics: Metrics, card: Scorecard | None) -> str:
-    """Scores of each kind while training, from the untrained student to the finished one, and the teacher's line."""
+    """Scores of each kind while training, up to the finished student, and the teacher's line."""
     panels = []
     last = max((float(line["step"]) for line in metrics), default=0.0)
     names = sorted({key for line in metrics for key in line if key.startswith("eval/")}, key=_curve_order)
@@ -124,7 +127,10 @@ def curves(metrics: Metrics, card: Scorecard | None) -> str:
         of = {} if card is None else card["means"]["task_type"] if kind == "mean" else card["kinds"].get(kind, {})
         if of.get("student") is not None:
             guides = [Guide("teacher", of["teacher"], "teacher")]
-            points = [(0.0, of["untrained"]), *points]
+            if points[0][0] > 0:
+                points = [(0.0, of["untrained"]), *points]
+            else:  # measured at step 0 after a start that is not the untrained student
+                guides.append(Guide("untrained", of["untrained"], "untrained"))
             if last > points[-1][0]:
                 points.append((last, of["student"]))
         curve = [Series("student", points, "student")]
