@@ -20,12 +20,11 @@ errors = Console(stderr=True)
 # What to install when an optional library is missing: the extra of eyas that brings it.
 EXTRAS = {"mteb": "eval", "sentence_transformers": "eval", "wandb": "wandb", "peft": "lora"}
 
-
-# What the demo searches among the held-out docstrings.
+# What the demo searches among the held-out docstrings: subjects of the standard library and of packages it installs.
 DEMO_QUERIES = (
-    "read a table from a CSV file",
-    "wait until another thread has finished",
-    "how similar are two vectors?",
+    "cancel a running task",
+    "find the shortest path in a graph",
+    "send an HTTP request and get the response",
 )
 
 
