@@ -77,10 +77,12 @@ def newest_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Check
 
 
 def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
-    """Remove all but the newest `keep` and the one of step `best`."""
+    """Remove all but the newest `keep` and the one of step `best`, and what a killed run left half-written."""
     for path in checkpoints(folder)[:-keep]:
         if best is None or path != step_folder(folder, best):
             shutil.rmtree(path)
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path)
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -10,6 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+# torch 2.13 renamed these two; the old names warn at every call.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+_reduce_scatter = dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
+
 
 def world_size() -> int:
     """W, the number of ranks; 1 where nothing was launched."""
@@ -38,18 +42,14 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, x_nD: Tensor) -> Tensor:
         ctx.rows = x_nD.shape[0]
         out = x_nD.new_empty(world_size() * x_nD.shape[0], *x_nD.shape[1:])
-        dist.all_gather_into_tensor(out, x_nD.contiguous())
+        _all_gather(out, x_nD.contiguous())
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
-        if dist.get_backend() == "gloo":  # has no reduce-scatter
-            grad = grad.clone()
-            dist.all_reduce(grad)
-            return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
         out = grad.new_empty(ctx.rows, *grad.shape[1:])
-        dist.reduce_scatter_tensor(out, grad)
+        _reduce_scatter(out, grad)
         return out
 
 

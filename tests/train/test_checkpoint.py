@@ -55,6 +55,16 @@ def test_a_damaged_one_falls_back_to_the_one_before_and_says_so(tmp_path: Path, 
     assert newest_checkpoint(tmp_path, MADE_FROM)[1] == []
 
 
+def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(5), MADE_FROM)
+    half = tmp_path / ".step-00000010.1a2b3c4d"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005"]
+    prune_checkpoints(tmp_path, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
 def test_one_of_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(5), MADE_FROM)
     with pytest.raises(ValueError, match=r"student\.layers: expected 3, found 2"):

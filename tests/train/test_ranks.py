@@ -34,8 +34,9 @@ def test_ddp_and_sharding_really_ran(same: dict[str, Any]) -> None:
     for ran in sharded:
         assert ran["sharded"]
         assert ran["share"] == pytest.approx(1 / ran["ranks"], rel=0.01)
-        # three groups of parameters (two layers and the rest), each reduced once a step however many chunks there are
-        assert sum(n for name, n in ran["collectives"].items() if "reduce_scatter" in name) == 3 * 20
+        # three groups of parameters (two layers and the rest), each reduced once a step however many chunks there are,
+        # and the gradient of the gathered rows
+        assert sum(n for name, n in ran["collectives"].items() if "reduce_scatter" in name) == (3 + 1) * 20
     assert {ran["backend"] for ran in same["ran"]} == {"gloo"}
 
 
