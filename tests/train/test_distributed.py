@@ -1,0 +1,98 @@
+"""What crosses ranks, with real processes: gradients of gathered rows, a negative of another rank."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.processes import run_ranks
+from benchmarks.ranks import load_inputs, small_recipe, write_small_inputs
+from train.distributed import any_rank, broadcast_object, gather_rows, rank, sum_over_ranks, world_size
+from train.losses import PART_BITS, info_nce_part
+from train.plan import plan_stages
+from train.step import Work, make_views, prepare_work
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small")
+    write_small_inputs(path)
+    return path
+
+
+def gathered() -> dict[str, Any]:
+    dist.init_process_group("gloo")
+    mine = torch.full((2, 3), float(rank()), requires_grad=True)
+    rows = gather_rows(mine)
+    scale = torch.arange(1.0, len(rows) + 1)[:, None] * (rank() + 1)
+    (rows * scale).sum().backward()
+    flags = [any_rank(rank() == asked, torch.device("cpu")) for asked in (0, 2, 9)]
+    total = float(sum_over_ranks(torch.tensor(1.0 + rank())))
+    told = broadcast_object({"chunk": 64} if rank() == 0 else None)
+    facts = {"backend": dist.get_backend(), "ranks": world_size()}
+    return {"rows": rows.detach(), "grad": mine.grad, "flags": flags, "total": total, "told": told, **facts}
+
+
+def test_gathered_rows_have_the_gradients_of_all_ranks() -> None:
+    results = run_ranks(3, gathered)
+    for at, result in enumerate(results):
+        assert (result["backend"], result["ranks"]) == ("gloo", 3)
+        assert result["rows"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+        # row i is weighted (i + 1) (r + 1) in the loss of rank r, and the gradients of all ranks add up
+        assert result["grad"][:, 0].tolist() == [(2 * at + 1) * 6, (2 * at + 2) * 6]
+        assert result["flags"] == [True, True, False]
+        assert result["total"] == 6.0
+        assert result["told"] == {"chunk": 64}
+
+
+def gradients(folder: str, moved: int | None) -> dict[str, Any]:
+    """InfoNCE over one batch whose vectors are made up: the gradient of this rank's vectors; `moved` gets another."""
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    inputs = replace(load_inputs(Path(folder)), vectors=None)
+    recipe = small_recipe(1)
+    stage = recipe.stages[0].model_copy(update={"losses": [recipe.stages[0].losses[1]]})
+    plan = plan_stages(recipe.model_copy(update={"stages": [stage]}), inputs)[0]
+    work = prepare_work(plan.sampler, None, 0)
+    vectors_ND = made_up_vectors(work, moved)
+    mine_nD = vectors_ND[torch.from_numpy(work.share.mine_n)].requires_grad_()
+    info_nce_part(stage.losses[0], make_views(work, mine_nD, mine_nD)).backward()  # type: ignore[arg-type]
+    assert mine_nD.grad is not None
+    real = torch.from_numpy(~work.share.filler_n)
+    return {"text": torch.from_numpy(work.share.mine_n)[real], "grad": mine_nD.grad[real], "ranks": world_size()}
+
+
+def made_up_vectors(work: Work, moved: int | None) -> Tensor:
+    x = torch.randn(len(work.batch.text_N), WIDTH, generator=torch.Generator().manual_seed(5))
+    if moved is not None:
+        x[moved] = -x[moved].flip(0)
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def by_text(results: list[dict[str, Any]]) -> Tensor:
+    """The gradients of all texts of the batch, in its order, whoever holds them."""
+    text = torch.cat([result["text"] for result in results])
+    assert sorted(text.tolist()) == list(range(len(text)))
+    return torch.cat([result["grad"] for result in results])[text.argsort()]
+
+
+def test_a_negative_on_another_rank_pulls_at_this_ranks_gradient(folder: Path) -> None:
+    alone = by_text([gradients(str(folder), None)])
+    together = run_ranks(2, gradients, str(folder), None)
+    assert [result["ranks"] for result in together] == [2, 2]
+    torch.testing.assert_close(by_text(together), alone, rtol=1e-5, atol=1e-7)
+
+    work = prepare_work(plan_stages(small_recipe(1), load_inputs(folder))[0].sampler, None, 0)
+    only_negative = np.flatnonzero(work.batch.part_N == PART_BITS["negative"])
+    moved = next(int(text) for text in only_negative if text in together[1]["text"])
+    other = run_ranks(2, gradients, str(folder), moved)
+    assert (together[0]["grad"] - other[0]["grad"]).abs().max() > 1e-3
+    torch.testing.assert_close(by_text(other), by_text([gradients(str(folder), moved)]), rtol=1e-5, atol=1e-7)
