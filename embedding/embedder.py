@@ -182,6 +182,19 @@ class Embedder(nn.Module):
         """Ids of prompt + text + special tokens, whole: int32 [length] each."""
         return tokenize(self.tokenizer, prompts, texts)
 
+    def require_room(self, prompt: str, max_tokens: int) -> None:
+        """Refuse a cut that would reach into the prompt.
+
+        Raises:
+            ValueError: prompt and special tokens leave no token for a text.
+        """
+        used = len(self.tokenize([""], [prompt])[0])
+        if used >= max_tokens:
+            raise ValueError(
+                f"prompt {prompt!r} has {used} tokens with the special ones, which leaves none of {max_tokens} for a "
+                "text; raise max_tokens or shorten the instruction"
+            )
+
     def encode(
         self,
         texts: Sequence[str],
@@ -196,7 +209,7 @@ class Embedder(nn.Module):
         `role` defaults to query where there is an instruction and to document where there is none.
 
         Raises:
-            ValueError: `texts` is one string, or a text is not a string.
+            ValueError: `texts` is one string, a text is not a string, or the prompt alone fills the model.
         """
         if isinstance(texts, str):
             raise ValueError("encode() got one string; expected a list of texts: encode([text])")
@@ -204,6 +217,7 @@ class Embedder(nn.Module):
             if not isinstance(text, str):
                 raise ValueError(f"text {position} is a {type(text).__name__}: {text!r}; expected a string")
         prompt = self.template.prompt(role or ("query" if instruction else "document"), instruction)
+        self.require_room(prompt, self.max_tokens)
         ids = self.tokenize(texts, [prompt] * len(texts))
         return self.encode_ids(ids, token_budget=token_budget, progress=progress)
 

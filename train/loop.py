@@ -31,7 +31,7 @@ from train.checkpoint import (
 from train.clock import Clock
 from train.distributed import any_rank, barrier, broadcast_object, whole, world_size
 from train.optim import build_optimizer
-from train.plan import Inputs, StagePlan, checkpoint_identity, plan_stages
+from train.plan import Inputs, StagePlan, check_prompts, checkpoint_identity, plan_stages
 from train.recipe import BuiltStudent, Recipe
 from train.static_start import static_start
 from train.step import Memory, TrainState, Work, prepare_work, train_step
@@ -77,6 +77,7 @@ def train(
     keep_freed_memory()
     accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available())
     plans = plan_stages(recipe, inputs)
+    check_prompts(plans, inputs.texts, student.embedder)
     job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, evaluate)
     with accelerator.main_process_first():
         found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])

@@ -1,12 +1,13 @@
 """What will be trained, checked before anything runs: every stage with its sampler and its steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data_prep.tables import Examples, Texts, Tokens
+from embedding.embedder import Embedder
 from train.batches import Sampler
 from train.distributed import world_size
 from train.losses import InfoNCE, Match
@@ -73,6 +74,20 @@ def plan_stages(recipe: Recipe, inputs: Inputs) -> list[StagePlan]:
         start = plans[-1].end if plans else 0
         plans.append(StagePlan(stage, sampler, start, _steps(stage, sampler)))
     return plans
+
+
+def check_prompts(plans: Sequence[StagePlan], texts: Texts, embedder: Embedder) -> None:
+    """Every instruction of the data must fit the shortest cut of the run, with room for a text.
+
+    Raises:
+        ValueError: one does not.
+    """
+    shortest = min(plans, key=lambda plan: plan.stage.max_tokens).stage
+    for task in texts.tasks.unique().to_pylist():
+        try:
+            embedder.require_room(embedder.template.prompt("query", task), shortest.max_tokens)
+        except ValueError as error:
+            raise ValueError(f"stage {shortest.name!r}: {error}") from None
 
 
 def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

@@ -185,3 +185,8 @@ def test_texts_that_are_none_are_named(teacher: Embedder) -> None:
     with pytest.raises(ValueError, match=r"text 1 is a NoneType: None; expected a string"):
         teacher.encode(["a", None])  # type: ignore[list-item]
     assert teacher.encode([]).shape == (0, 384)
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(students: dict[str, Embedder]) -> None:
+    with pytest.raises(ValueError, match=r"prompt 'Instruct: .* which leaves none of 40 for a text"):
+        students["qwen3"].encode(["a text"], instruction="Find the very same thing " * 10)

@@ -171,6 +171,29 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(
         train(recipe, build_student(student_config, teacher, 0), inputs, tmp_path)
 
 
+def test_an_instruction_longer_than_a_stage_is_refused(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage(), stage(name="short", max_tokens=12))
+    with pytest.raises(ValueError, match=r"stage 'short': prompt 'Instruct: Given the summary .* leaves none of 12"):
+        train(recipe, build_student(student_config, teacher, 0), inputs, tmp_path)
+
+
+def test_wandb_without_a_key_writes_a_folder_with_the_same_names(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    recipe = make_recipe(student_config, stage(steps=2))
+    recipe = recipe.model_copy(update={"tracking": TrackingConfig(log_every=1, wandb=True)})
+    train(recipe, build_student(student_config, teacher, 0), inputs, tmp_path)
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    logged = log.read_bytes()
+    assert [name for name in line if name != "step" and name.encode() not in logged] == []
+
+
 def test_widths_that_differ_need_a_projection(teacher: Embedder, student_config: StudentConfig) -> None:
     bare = student_config.model_copy(update={"projection": "none"})
     with pytest.raises(ValueError, match=r"student width 32 differs from the teacher's 384"):
