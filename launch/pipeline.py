@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from rich.console import Console
 
 from data_prep.build import data_fingerprint, prepare
@@ -14,6 +15,7 @@ from data_prep.tokenized import tokenize_texts, tokens_fingerprint
 from embedding.config import dump_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, sha256_file, write_json, write_text
+from embedding.instruction import Template
 from embedding.layout import resolve_model
 from eval.evaluate import evaluate
 from eval.report import write_report
@@ -25,7 +27,7 @@ from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device, parameters
 from train.checkpoint import newest_checkpoint
 from train.loop import train
-from train.plan import plan_stages
+from train.plan import Inputs, plan_stages
 from train.recipe import Recipe
 
 Step = Literal["prepare", "embed", "tokenize", "train", "export", "evaluate", "report"]
@@ -170,6 +172,7 @@ class Pipeline:
                 raise ValueError(f"{self.at.checkpoints}: the last checkpoint is gone or damaged; run it again")
             student = self.at.new_student()
             student.load_state_dict(found.model)
+            student.embedder.prompts = query_prompts(self.at.inputs, student.embedder.template)
             identity = student.embedder.identity()
             before = self.ledger.record("export")
             if before is not None and before["result"]["identity"] != identity:
@@ -201,7 +204,7 @@ class Pipeline:
             scores = (
                 kept({"suite": suite, "model": teacher}, lambda: load_teacher(whole)),
                 kept({"suite": suite, "model": untrained}, lambda: on_device(self.at.new_student().embedder)),
-                evaluate(on_device(student), self.at.suite),
+                evaluate(on_device(student), self.at.suite, self.at.suite.views),
             )
             write_json(self.at.folder / "scorecard.json", scorecard(*scores, facts=self._scorecard_facts(student)))
             outputs = [str(self.at.folder / "scorecard.json")]
@@ -253,3 +256,12 @@ class Pipeline:
 def _stamp(path: Path) -> list[int]:
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
+
+
+def query_prompts(inputs: Inputs, template: Template) -> dict[str, str]:
+    """The prompts that a saved model names: each source's, as its first row has it, and `query`, the largest one's."""
+    examples, texts, prompts = inputs.examples, inputs.texts, {}
+    for source in np.argsort(-np.bincount(examples.sources), kind="stable"):
+        row = int(examples.queries[np.argmax(examples.sources == source)])
+        prompts[examples.source_names[source]] = template.prompt(texts.role(row), texts.task(row))
+    return {"query": next(iter(prompts.values())), **prompts}
