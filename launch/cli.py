@@ -186,6 +186,12 @@ def _run(
     from train.loop import Preempted
     from train.recipe import Recipe
 
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise ValueError(
+            f"launched as {ranks} processes, but the commands drive one so far; start them without a launcher, or call "
+            "train.loop.train under it (tests/train/test_ranks.py shows how)"
+        )
     keep_freed_memory()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal belongs to the steps
     datasets.disable_progress_bars()
