@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,9 +36,27 @@ def run_alone(count: int, work: Work, *arguments: Any, seconds: float = 300.0) -
     return _run(count, "alone", work, arguments, seconds)
 
 
+def start(work: Work, *arguments: Any) -> BaseProcess:
+    """Start `work(*arguments)` in a process of its own, one thread, for the caller to watch, signal and join."""
+    process = _server().Process(target=_single_thread, args=(work, arguments))
+    process.start()
+    return process
+
+
+def _server() -> Any:
+    """Torch is imported once, in a server without threads, and every process is forked from it: a second, not ten."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _single_thread(work: Work, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
 def _run(count: int, kind: str, work: Work, arguments: tuple[Any, ...], seconds: float) -> list[Any]:
-    # Torch is imported once, in a server without threads, and every process is forked from it: a second, not ten.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    _server()
     with TemporaryDirectory() as folder, _free_port() as port:
         context = multiprocessing.start_processes(
             _entry,
