@@ -324,10 +324,14 @@ class Embedder(nn.Module):
         """Write a folder that sentence-transformers, AutoModel, AutoTokenizer and servers of that layout load as is.
 
         Raises:
+            OSError: the weights cannot be written, as on a full disk.
             ValueError: the saved tokenizer, read back, gives other ids (then a server would embed other vectors).
         """
         folder = Path(folder)
-        self.backbone.save_pretrained(folder)
+        try:
+            self.backbone.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(f"{folder}: cannot write the weights ({error})") from None
         limit = self.tokenizer.model_max_length
         self.tokenizer.model_max_length = self.max_tokens
         try:

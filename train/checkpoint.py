@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,11 +33,18 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, made_from: Mapping[str, Any]) -> Path:
-    """Write one checkpoint atomically; returns its folder."""
+    """Write one checkpoint atomically; returns its folder.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
     path = step_folder(folder, checkpoint.step)
     with new_folder(path) as aside:
-        save_file(checkpoint.model, aside / WEIGHTS)
-        save_file(checkpoint.optimizer, aside / OPTIMIZER)
+        for name, tensors in ((WEIGHTS, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+            try:
+                save_file(tensors, aside / name)
+            except SafetensorError as error:
+                raise OSError(f"{path}: cannot write {name} ({error}); older checkpoints are as they were") from None
         sums = {name: sha256_file(aside / name) for name in (WEIGHTS, OPTIMIZER)}
         write_manifest(aside, dict(made_from), step=checkpoint.step, facts=checkpoint.facts, sha256=sums)
     return path

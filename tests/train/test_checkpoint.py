@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from train.checkpoint import (
@@ -77,6 +78,19 @@ def test_only_the_last_are_kept_and_half_written_ones_are_not_seen(tmp_path: Pat
     (tmp_path / ".step-00000009.abc").mkdir()
     prune_checkpoints(tmp_path, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+
+
+def test_a_full_disk_is_said_and_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors raises its own error where the disk is full; this one is from a full tmpfs."""
+    save_checkpoint(tmp_path, checkpoint(5), MADE_FROM)
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("train.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"step-00000010: cannot write model\.safetensors .*No space left"):
+        save_checkpoint(tmp_path, checkpoint(10), MADE_FROM)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
 def test_the_optimizer_comes_back_bit_for_bit() -> None:
