@@ -66,31 +66,46 @@ def training_flops(embedder: Embedder, length_N: np.ndarray) -> float:
     return float(6.0 * matrices * float(length_N.sum()) + attention * pairs)
 
 
-def build_student(config: StudentConfig, teacher: Embedder, seed: int, *, project: bool = True) -> Student:
+def build_student(
+    config: StudentConfig, teacher: Embedder | None, seed: int, *, project: bool = True, width: int | None = None
+) -> Student:
     """The student before training.
 
+    Args:
+        teacher: None where it does not run here (an endpoint, imported vectors).
+        width: of the teacher's vectors as they are stored; None: the teacher's own.
+
     Raises:
-        ValueError: the start does not fit (no such layer, another tokenizer or width than the teacher's), or widths
-            differ without a projection.
+        ValueError: the start does not fit (no such layer, another tokenizer or width than the teacher's), it needs a
+            teacher that is not here, or widths differ without a projection.
     """
+    width = teacher.width if width is None and teacher is not None else width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_int(seed, 1) % 2**63)
         match config.start:
             case BuiltStudent() as start:
                 embedder = _built(start, config, teacher)
             case PrunedStudent() as start:
-                source = teacher if start.model == "teacher" else Embedder.from_pretrained(start.model)
+                source = _present(teacher, "student.start.model") if start.model == "teacher" else Embedder.from_pretrained(start.model)
                 embedder = _pruned(start, source)
             case start:
                 embedder = Embedder.from_pretrained(start.model, pooling=config.pooling, revision=start.revision)
         _apply(config, embedder)
-        differ = embedder.width != teacher.width
+        differ = width is not None and embedder.width != width
         if project and differ and config.projection == "none":
             raise ValueError(
-                f"student width {embedder.width} differs from the teacher's {teacher.width}, and student.projection is "
+                f"student width {embedder.width} differs from the teacher's {width}, and student.projection is "
                 "none; set it to learned, or make the widths equal"
             )
-        return Student(embedder, teacher.width if project and differ else None)
+        return Student(embedder, width if project and differ else None)
+
+
+def _present(teacher: Embedder | None, setting: str) -> Embedder:
+    if teacher is None:
+        raise ValueError(
+            f"{setting} is teacher, which does not run here (its kind is endpoint or imported); name a model instead"
+        )
+    return teacher
 
 
 def _apply(config: StudentConfig, embedder: Embedder) -> None:
@@ -106,9 +121,10 @@ def _apply(config: StudentConfig, embedder: Embedder) -> None:
         embedder.specials = specials(embedder.tokenizer)
 
 
-def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder) -> Embedder:
+def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder | None) -> Embedder:
     own = start.tokenizer == "teacher"
-    source = teacher.tokenizer.name_or_path if own else resolve_model(start.tokenizer)
+    given = _present(teacher, "student.start.tokenizer").tokenizer.name_or_path if own else start.tokenizer
+    source = given if own else resolve_model(given)
     tokenizer = AutoTokenizer.from_pretrained(source)
     append_eos(tokenizer)
     shape = {
@@ -129,7 +145,7 @@ def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder) -> Emb
     shape_config = Qwen3Config(**shape) if start.architecture == "qwen3" else Gemma3TextConfig(**shape)
     backbone = AutoModel.from_config(shape_config)  # type: ignore[no-untyped-call]
     if start.embeddings == "teacher":
-        _teacher_embeddings(start, backbone, teacher)
+        _teacher_embeddings(start, backbone, _present(teacher, "student.start.embeddings"))
     return Embedder(backbone, tokenizer, "last", max_tokens=config.max_tokens, template=Template())
 
 
