@@ -4,7 +4,7 @@ Shapes: N texts, L tokens of the longest, D width of the vectors.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -270,12 +270,14 @@ class Embedder(nn.Module):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
+        loading: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a sentence-transformers folder, a plain Hugging Face encoder or decoder, or either from the hub.
 
         Args:
             name: a folder, a hub id, or `package:NAME/FOLDER` (a folder inside an installed Python package).
             pooling, template, max_tokens: override what the folder says; a plain model needs `pooling`.
+            loading: further arguments of transformers' `from_pretrained`, such as `device_map`.
 
         Raises:
             ValueError: no such model, no weights in it, weights that do not fit, or a pooling that nobody gave.
@@ -299,6 +301,7 @@ class Embedder(nn.Module):
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **(loading or {}),
             )
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{inner}: cannot load the weights: {str(error).splitlines()[0]}") from error
