@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,6 +11,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+# Floats as YAML 1.2 has them (yaml.org/spec/1.2.2, 10.3.2): PyYAML follows 1.1, which reads 1e-3 as text.
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with the floats of YAML 1.2."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would take for a float."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 class Config(BaseModel):
@@ -25,7 +41,8 @@ def load_config(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -
     """Read a YAML file into `cls`.
 
     `extends: other.yaml` (relative to the file, else to the configs shipped with eyas) is read first and merged:
-    mappings deeply, everything else replaced. Then each override ``a.b.0.c=value`` is applied; its value is YAML.
+    mappings deeply, everything else replaced; a mapping of another `kind` too. Then each override ``a.b.0.c=value`` is
+    applied; its value is YAML. One that changes a `kind` comes first and drops what belonged to the old kind.
 
     Raises:
         ValueError: the file is missing or no YAML mapping, `extends:` runs in a circle, an override has no `=` or names
@@ -33,7 +50,7 @@ def load_config(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -
     """
     path = find_config(path)
     values = _read_yaml(path, ())
-    for override in overrides:
+    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".kind")):
         _apply_override(values, override)
     return parse_config(cls, values, where=str(path))
 
@@ -49,7 +66,7 @@ def parse_config(cls: type[C], values: dict[str, Any], where: str = "config") ->
 
 def dump_config(config: Config) -> str:
     """The YAML text of a config, defaults included, that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def find_config(path: Path | str) -> Path:
@@ -62,8 +79,21 @@ def find_config(path: Path | str) -> Path:
     for candidate in (path, CONFIGS / path, CONFIGS / f"{path}.yaml"):
         if candidate.is_file():
             return candidate
-    shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
-    raise ValueError(f"{path}: no such config file{suggest(str(path), shipped)}")
+    shipped = [str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml")]
+    beside = [str(p) for suffix in ("yaml", "yml") for p in path.parent.glob(f"*.{suffix}")]
+    raise ValueError(f"{path}: no such config file{suggest(str(path), [*beside, *shipped])}")
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The value of a YAML document; `where` begins the message.
+
+    Raises:
+        ValueError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def suggest(name: str, valid: Sequence[str]) -> str:
@@ -77,10 +107,7 @@ def suggest(name: str, valid: Sequence[str]) -> str:
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ValueError(f"{path}: `extends:` runs in a circle: {' -> '.join(str(p) for p in (*seen, path))}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path.read_text(encoding="utf-8"), str(path))
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
@@ -93,6 +120,8 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    if "kind" in base and over.get("kind", base["kind"]) != base["kind"]:
+        return over  # what the other kind was made of means nothing here
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -113,9 +142,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             if not isinstance(place.get(key), dict | list):
                 place[key] = {}
             place = place[key]
-    value = yaml.safe_load(text)
+    value = read_yaml(text, f"override {override!r}")
     if isinstance(place, list):
         place[_index(place, last, override)] = value
+    elif last == "kind" and place.get("kind", value) != value:
+        place.clear()
+        place["kind"] = value
     else:
         place[last] = value
 

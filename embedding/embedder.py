@@ -228,9 +228,10 @@ class Embedder(nn.Module):
         vectors_ND = np.empty((len(ids), self.width), dtype=np.float32)
         rows = [cut(row, self.max_tokens, len(self.specials.after)) for row in ids]
         lengths_N = np.array([len(row) for row in rows], dtype=np.int64)
-        chunks = plan_chunks(lengths_N, token_budget or TOKEN_BUDGET.get(self.device.type, 16_384))
         training = self.training
         self.eval()
+        budget = token_budget or TOKEN_BUDGET.get(self.device.type, 16_384)
+        chunks = plan_chunks(lengths_N, budget, packed=self.packs)
         try:
             with torch.inference_mode():
                 for chunk in track(chunks, "encoding", disable=not progress, transient=True):

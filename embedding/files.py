@@ -124,15 +124,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """One line for each key whose value differs, nested keys dotted: ``student.layers: expected 4, found 6``."""
-    lines: list[str] = []
-    for key in sorted({*expected, *found}):
-        want, have = expected.get(key), found.get(key)
-        if isinstance(want, Mapping) and isinstance(have, Mapping):
-            lines += [f"{key}.{line}" for line in differences(want, have)]
-        elif _canonical(want) != _canonical(have):
-            lines.append(f"{key}: expected {_canonical(want)}, found {_canonical(have)}")
-    return lines
+    """One line for each value that differs, its place dotted: ``stages.0.learning_rate: expected 0.1, found 0.2``."""
+    return list(_differences("", expected, found))
+
+
+def _differences(place: str, want: Any, have: Any) -> Iterator[str]:
+    below = f"{place}." if place else ""
+    if isinstance(want, Mapping) and isinstance(have, Mapping):
+        for key in sorted({*want, *have}):
+            yield from _differences(f"{below}{key}", want.get(key), have.get(key))
+    elif isinstance(want, list | tuple) and isinstance(have, list | tuple) and len(want) == len(have):
+        for position, (one, other) in enumerate(zip(want, have, strict=True)):
+            yield from _differences(f"{below}{position}", one, other)
+    elif _canonical(want) != _canonical(have):
+        yield f"{place}: expected {_canonical(want)}, found {_canonical(have)}"
 
 
 def content_key(*parts: str) -> bytes:

@@ -22,6 +22,7 @@ class Picture(Config):
     path: Path = Path("here")
     shapes: list[Annotated[Square | Circle, Field(discriminator="kind")]] = Field(default=[])
     frame: Square = Square()
+    edge: Annotated[Square | Circle, Field(discriminator="kind")] = Square()
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -68,3 +69,31 @@ def test_overrides_are_checked(tmp_path: Path, override: str, message: str) -> N
     path = write(tmp_path, "a.yaml", "title: x\nshapes: []\n")
     with pytest.raises(ValueError, match=message):
         load_config(Picture, path, [override])
+
+
+def test_another_kind_replaces_the_whole_mapping(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "title: base\nedge: {kind: square, side: 3}\n")
+    path = write(tmp_path, "mine.yaml", "extends: base.yaml\nedge: {kind: circle, radius: 2}\n")
+    assert load_config(Picture, path).edge == Circle(radius=2.0)
+    same = write(tmp_path, "same.yaml", "extends: base.yaml\nedge: {kind: square}\n")
+    assert load_config(Picture, same).edge == Square(side=3.0)
+    overrides = ["edge.radius=4", "edge.kind=circle"]
+    assert load_config(Picture, tmp_path / "base.yaml", overrides).edge == Circle(radius=4.0)
+
+
+def test_floats_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "title: x\nframe: {side: 1e-3}\nedge: {kind: square, side: .5e+2}\n")
+    assert load_config(Picture, path).frame.side == 1e-3
+    assert load_config(Picture, path).edge == Square(side=50.0)
+    assert load_config(Picture, path, ["frame.side=2E6"]).frame.side == 2e6
+    named = load_config(Picture, path, ["title='1e3'"])
+    assert named.title == "1e3"
+    assert load_config(Picture, write(tmp_path, "b.yaml", dump_config(named))) == named
+    with pytest.raises(ValueError, match=r"override 'title=\[': not valid YAML"):
+        load_config(Picture, path, ["title=["])
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path, "mine.yaml", "title: x\n")
+    with pytest.raises(ValueError, match=r"mine\.yml: no such config file; did you mean '.*mine\.yaml'"):
+        load_config(Picture, tmp_path / "mine.yml")

@@ -59,6 +59,8 @@ def test_manifests_and_what_differs(tmp_path: Path) -> None:
         "a.b: expected 2, found 1",
         "c: expected 1, found null",
     ]
+    assert differences({"a": [{"b": 1}, 2]}, {"a": [{"b": 3}, 2]}) == ["a.0.b: expected 1, found 3"]
+    assert differences({"a": [1]}, {"a": [1, 2]}) == ["a: expected [1], found [1,2]"]
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         read_manifest(tmp_path)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from embedding.embedder import Embedder
 from embedding.instruction import BARE, Template
 from embedding.layout import resolve_model
-from embedding.tokens import append_eos, cut, pack, pad, plan_chunks, specials, tokenize
+from embedding.tokens import append_eos, chunk_tokens, cut, pack, pad, plan_chunks, specials, tokenize
 
 from .conftest import TEACHER
 
@@ -64,14 +64,26 @@ def test_templates_fit_other_families() -> None:
     assert BARE.prompt("query", "Do it") == ""
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 1000))
-def test_chunks_hold_every_text_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    chunks = plan_chunks(np.array(lengths), budget)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 1000), st.booleans())
+def test_chunks_hold_every_text_once_within_the_budget(lengths: list[int], budget: int, packed: bool) -> None:
+    length_N = np.array(lengths)
+    chunks = plan_chunks(length_N, budget, packed=packed)
     assert sorted(np.concatenate(chunks).tolist()) == list(range(len(lengths)))
     for chunk in chunks:
-        assert len(chunk) * max(lengths[i] for i in chunk) <= budget or len(chunk) == 1
+        assert chunk_tokens(length_N[chunk], packed=packed) <= budget or len(chunk) == 1
     longest = [max(lengths[i] for i in chunk) for chunk in chunks]
     assert longest == sorted(longest, reverse=True)
+
+
+def test_a_chunk_ends_where_padding_would_cost_more_than_another_chunk() -> None:
+    lengths = np.array([256] * 4 + [20] * 40)
+    padded = plan_chunks(lengths, 4096)
+    assert [len(chunk) for chunk in padded] == [4, 40], "256 next to 20 is nearly all padding"
+    assert [len(chunk) for chunk in plan_chunks(lengths, 1024, packed=True)] == [4, 40]
+    assert [len(chunk) for chunk in plan_chunks(lengths, 4096, packed=True)] == [44], "packed, nothing is padded"
+    assert [len(chunk) for chunk in plan_chunks(np.array([100, 99, 98, 97]), 400)] == [4], "little padding, one chunk"
+    assert chunk_tokens(np.array([5, 3])) == 10
+    assert chunk_tokens(np.array([5, 3]), packed=True) == 8
 
 
 def test_pad_and_pack_by_hand() -> None:
