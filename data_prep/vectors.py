@@ -1,43 +1,53 @@
 """The store of teacher vectors: content-addressed shards that any number of writers add to, read without a copy.
 
     manifest.json                     the teacher's identity, its fingerprint, the width
-    shards/ROWS-DIGEST.arrow          key_hi, key_lo uint64; vector: a list of E float16; DIGEST is of the file's bytes
+    shards/ROWS-DIGEST.arrow          keys and vectors (`data_prep.shards`); DIGEST is of the file's bytes
+    checked.json                      size and time of the shards whose bytes had their digest; others are read again
+    reduction.safetensors             the map to fewer numbers (`data_prep.reduce`), where the recipe asks for one
     damaged/                          shards whose bytes no longer have the digest in their name
 
 A shard is written aside, fsynced and renamed to a name that holds its own checksum: it is there whole or not at all,
 and two writers of the same vectors write the same file. Nothing else is shared, so there is nothing to lock.
 
-Shapes: N keys, E width of the teacher's vectors.
+Shapes: N keys, E width of the stored vectors.
 """
 
-import hashlib
 import os
+import threading
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
-from embedding.files import MANIFEST, differences, read_manifest, sync_folder, write_manifest
+from data_prep.shards import SUFFIX, Shard, Stored, intact, rows_of, shard_bytes, write_shard
+from embedding.files import MANIFEST, differences, read_json, read_manifest, write_json, write_manifest
 
-SHARDS, DAMAGED = "shards", "damaged"
+SHARDS, DAMAGED, CHECKED = "shards", "damaged", "checked.json"
+LOOKUP_KEYS = 1 << 20
+"""Keys looked up at a time: bounds the memory of a lookup."""
+ABANDONED_SECONDS = 3_600.0
+"""A file that a writer had aside for so long belongs to nobody: writing a shard takes seconds."""
 
 
 class VectorStore:
     """Vectors by content key. Positions are rows of this opened store: they change when it is opened again."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], width: int, set_aside: list[str]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], width: int) -> None:
         self.folder = folder
         self.identity = dict(identity)
         self.width = width
-        self.set_aside = set_aside
+        self.stored: Stored = stored_as(identity)
+        self.set_aside: list[str] = []
         """Damaged shards found on opening, as they are called in `damaged/`; their vectors count as missing."""
-        self._vectors: list[np.ndarray] = []
-        """A view of each shard's file: float16 [rows, E]."""
-        self._keys: list[np.ndarray] = []
+        self._shards: list[Shard] = []
+        self._names: set[str] = set()
         self._index: _Index | None = None
+        self._lock = threading.Lock()
+        """One thread may append while another looks up."""
 
     @classmethod
     def open(cls, folder: Path, identity: Mapping[str, Any], width: int, *, verify: bool = True) -> Self:
@@ -45,14 +55,15 @@ class VectorStore:
 
         Args:
             identity: every fact that determines a vector, as JSON values.
-            verify: check the bytes of every shard; a damaged one is set aside. Reads the whole store once.
+            verify: check the bytes of every shard that is new or changed since it was last checked; a damaged one is
+                set aside.
 
         Raises:
             ValueError: the folder is the store of another teacher or width; names each field that differs.
         """
         manifest = read_manifest(folder)
         if manifest is None:
-            if folder.is_dir() and any(folder.glob(f"{SHARDS}/*.arrow")):
+            if folder.is_dir() and any(folder.glob(f"{SHARDS}/*{SUFFIX}")):
                 raise ValueError(f"{folder}: has shards but no {MANIFEST}, so nobody knows their teacher; delete it")
             (folder / SHARDS).mkdir(parents=True, exist_ok=True)
             write_manifest(folder, identity, width=width)
@@ -61,14 +72,39 @@ class VectorStore:
         changed = differences({**identity, "width": width}, {**manifest["made_from"], "width": manifest["width"]})
         if changed:
             raise ValueError(f"{folder}: the store of another teacher: {'; '.join(changed)}; use another folder")
-        store = cls(folder, identity, width, [])
-        for path in sorted((folder / SHARDS).glob("*.arrow")):
-            store._add_file(path, verify)
+        store = cls(folder, identity, width)
+        store._load(verify)
         return store
+
+    @classmethod
+    def existing(cls, folder: Path, *, verify: bool = True) -> Self:
+        """Open a store that is there, whosever it is.
+
+        Raises:
+            ValueError: there is no store at `folder`.
+        """
+        manifest = read_manifest(folder)
+        if manifest is None or not {"made_from", "width"} <= set(manifest):
+            raise ValueError(f"{folder}: no store of vectors (no {MANIFEST} with a teacher and a width)")
+        return cls.open(folder, manifest["made_from"], manifest["width"], verify=verify)
 
     def __len__(self) -> int:
         """Vectors that can be read; a key that two writers both computed counts once."""
         return len(self._indexed().high)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one vector with its key in a shard."""
+        return 16 + (self.width + 4 if self.stored == "int8" else 2 * self.width)
+
+    def refresh(self) -> int:
+        """Take in the shards that other writers have finished since; returns how many. Their bytes are not checked
+        again before the store is opened the next time."""
+        before = len(self._shards)
+        for path in self._files():
+            if path.name not in self._names:
+                self._take(path, check=False)
+        return len(self._shards) - before
 
     def missing(self, keys_N2: np.ndarray) -> np.ndarray:
         """Which keys have no vector yet: bool [N]."""
@@ -76,19 +112,9 @@ class VectorStore:
 
     def locate(self, keys_N2: np.ndarray) -> np.ndarray:
         """The position of each key, for `read`: int64 [N]; -1 where it is missing."""
-        index = self._indexed()
-        positions_N = np.full(len(keys_N2), -1, dtype=np.int64)
-        high_N, low_N = np.ascontiguousarray(keys_N2[:, 0]), keys_N2[:, 1]
-        place_N = np.searchsorted(index.high, high_N)
-        open_N = np.arange(len(keys_N2))
-        # Sorted by the high half alone: two keys that share it are as good as never seen, so this loop runs once.
-        while len(open_N):
-            open_N = open_N[place_N[open_N] < len(index.high)]
-            open_N = open_N[index.high[place_N[open_N]] == high_N[open_N]]
-            hit = index.low[place_N[open_N]] == low_N[open_N]
-            positions_N[open_N[hit]] = index.position[place_N[open_N[hit]]]
-            open_N = open_N[~hit]
-            place_N[open_N] += 1
+        positions_N = np.empty(len(keys_N2), dtype=np.int64)
+        for start in range(0, len(keys_N2), LOOKUP_KEYS):
+            positions_N[start : start + LOOKUP_KEYS] = self._locate(keys_N2[start : start + LOOKUP_KEYS])
         return positions_N
 
     def read(self, positions_N: np.ndarray) -> np.ndarray:
@@ -96,10 +122,8 @@ class VectorStore:
         starts = self._indexed().starts
         assert len(positions_N) == 0 or (positions_N.min() >= 0 and positions_N.max() < starts[-1])
         out_NE = np.empty((len(positions_N), self.width), dtype=np.float32)
-        shards_N = np.searchsorted(starts, positions_N, side="right") - 1
-        for shard in np.unique(shards_N):
-            mine = np.flatnonzero(shards_N == shard)
-            out_NE[mine] = self._vectors[shard][positions_N[mine] - starts[shard]]
+        for shard, mine, rows in _by_shard(positions_N, starts):
+            out_NE[mine] = self._shards[shard].read(rows)
         return out_NE
 
     def rows(self, keys_N2: np.ndarray) -> np.ndarray:
@@ -121,93 +145,160 @@ class VectorStore:
 
         Raises:
             ValueError: another width, or a vector that is not finite in float16; nothing is written then.
+            OSError: the disk is full or gone; nothing is left of the shard then.
         """
         if vectors_NE.shape != (len(keys_N2), self.width):
             raise ValueError(f"vectors of shape {vectors_NE.shape}: expected {(len(keys_N2), self.width)}")
-        with np.errstate(over="ignore"):
-            half_NE = np.ascontiguousarray(vectors_NE, dtype=np.float16)
-        bad = np.flatnonzero(~np.isfinite(half_NE).all(axis=1))
-        if len(bad):
-            raise ValueError(
-                f"{len(bad)} of {len(half_NE)} vectors hold NaN or values beyond float16 (first: {bad[0]}); the"
-                " teacher is broken or its dtype too narrow: try `dtype: float32`"
-            )
         if not len(keys_N2):
             return
-        data = _shard_bytes(keys_N2, half_NE)
-        path = self.folder / SHARDS / f"{len(keys_N2)}-{_digest(data)}.arrow"
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-        sync_folder(path.parent)
-        self._add(_map(path))
+        data = shard_bytes(keys_N2, vectors_NE, self.stored)
+        path = write_shard(self.folder / SHARDS, len(keys_N2), data)
+        self._add(path.name, Shard.map(path))
 
-    def _add_file(self, path: Path, verify: bool) -> None:
+    def shards(self) -> Iterator[Shard]:
+        """The shards, in the order of positions."""
+        yield from self._shards
+
+    def abandoned(self) -> list[Path]:
+        """Unfinished files that a killed writer left."""
+        old = time.time() - ABANDONED_SECONDS
+        return [path for path in (self.folder / SHARDS).glob(f".*{SUFFIX}.*") if path.stat().st_mtime < old]
+
+    # ---------------------------------------------------------------------------------------------------- the shards
+
+    def _files(self) -> list[Path]:
+        return sorted((self.folder / SHARDS).glob(f"[!.]*{SUFFIX}"))
+
+    def _load(self, verify: bool) -> None:
+        record = self.folder / CHECKED
+        before = dict(read_json(record)) if record.is_file() else {}
+        now: dict[str, list[int]] = {}
+        for path in self._files():
+            stamp = _stamp(path)
+            if self._take(path, check=verify and before.get(path.name) != stamp) and verify:
+                now[path.name] = stamp
+        # A store that several share may be read-only; then it is simply checked again.
+        if verify and now != before and os.access(self.folder, os.W_OK):
+            write_json(record, now)
+
+    def _take(self, path: Path, check: bool) -> bool:
+        """Add a file, or set it aside where it is damaged; returns whether it is sound."""
         try:
-            intact = not verify or _digest(path.read_bytes()) == path.stem.split("-")[-1]
-            table = _map(path) if intact else None
-        except (OSError, pa.ArrowInvalid):
-            table = None
-        if table is None or table.num_rows != int(path.stem.split("-")[0]):
-            damaged = self.folder / DAMAGED / f"{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
-            damaged.parent.mkdir(exist_ok=True)
+            shard = Shard.map(path) if not check or intact(path) else None
+        except (OSError, KeyError, pa.ArrowInvalid):
+            shard = None
+        if shard is not None and len(shard.high_N) == rows_of(path) and shard.vectors_NE.shape[1] == self.width:
+            self._add(path.name, shard)
+            return True
+        damaged = self.folder / DAMAGED / f"{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
+        damaged.parent.mkdir(exist_ok=True)
+        try:
             path.rename(damaged)
-            self.set_aside.append(damaged.name)
-        else:
-            self._add(table)
+        except FileNotFoundError:
+            return False  # another process has found it too, and set it aside
+        self.set_aside.append(damaged.name)
+        return False
 
-    def _add(self, table: pa.Table) -> None:
-        self._keys.append(np.column_stack([table["key_hi"].to_numpy(), table["key_lo"].to_numpy()]))
-        vectors = table["vector"].combine_chunks()
-        self._vectors.append(vectors.values.to_numpy().reshape(-1, self.width))
-        self._index = None
+    def _add(self, name: str, shard: Shard) -> None:
+        with self._lock:
+            if name not in self._names:
+                self._names.add(name)
+                self._shards.append(shard)
+                self._index = None
+
+    # ----------------------------------------------------------------------------------------------------- the index
 
     def _indexed(self) -> "_Index":
-        if self._index is None:
-            self._index = _Index.of(self._keys)
-        return self._index
+        with self._lock:
+            if self._index is None:
+                self._index = _Index.of(self._shards)
+            return self._index
+
+    def _locate(self, keys_N2: np.ndarray) -> np.ndarray:
+        index = self._indexed()
+        found_N = np.full(len(keys_N2), -1, dtype=np.int64)
+        high_N, low_N = np.ascontiguousarray(keys_N2[:, 0]), keys_N2[:, 1]
+        place_N = np.searchsorted(index.high, high_N)
+        open_N = np.arange(len(keys_N2))
+        # Sorted by the high half alone: two keys that share it are as good as never seen, so this loop runs once.
+        while len(open_N):
+            open_N = open_N[place_N[open_N] < len(index.high)]
+            open_N = open_N[index.high[place_N[open_N]] == high_N[open_N]]
+            positions = index.position[place_N[open_N]]
+            hit = _lows(self._shards, positions, index.starts) == low_N[open_N]
+            found_N[open_N[hit]] = positions[hit]
+            open_N = open_N[~hit]
+            place_N[open_N] += 1
+        return found_N
 
 
 class _Index(NamedTuple):
-    """All keys, sorted, each once: 24 bytes a key."""
+    """All keys, sorted by their high half, each key once. 16 bytes a key; the low half is read from the shards."""
 
     high: np.ndarray
-    low: np.ndarray
     position: np.ndarray
     """int64: the key's row among all rows of all shards."""
     starts: np.ndarray
     """int64 [shards + 1]: the position of each shard's first row."""
 
     @classmethod
-    def of(cls, shards: list[np.ndarray]) -> Self:
-        keys = np.concatenate([np.zeros((0, 2), np.uint64), *shards])
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        keys = keys[order]
-        first = np.ones(len(keys), dtype=bool)
-        first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-        starts = np.cumsum([0, *(len(shard) for shard in shards)])
-        return cls(keys[first, 0].copy(), keys[first, 1].copy(), order[first], starts)
+    def of(cls, shards: list[Shard]) -> Self:
+        high = np.concatenate([np.zeros(0, np.uint64), *(shard.high_N for shard in shards)])
+        starts = np.cumsum([0, *(len(shard.high_N) for shard in shards)])
+        order = np.argsort(high, kind="stable")
+        high = high[order]
+        same = high[1:] == high[:-1]
+        if same.any():  # a key that two writers computed (or, hardly ever, two keys with one high half)
+            shared = np.flatnonzero(np.append(same, False) | np.append(False, same))
+            low = _lows(shards, order[shared], starts)
+            within = np.lexsort((low, high[shared]))
+            order[shared], low = order[shared][within], low[within]
+            keep = np.ones(len(high), dtype=bool)
+            keep[shared[1:]] = (low[1:] != low[:-1]) | (high[shared[1:]] != high[shared[:-1]])
+            high, order = high[keep], order[keep]
+        return cls(high, order, starts)
 
 
-def _shard_bytes(keys_N2: np.ndarray, half_NE: np.ndarray) -> bytes:
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(half_NE.reshape(-1)), half_NE.shape[1])
-    columns = [pa.array(keys_N2[:, 0]), pa.array(keys_N2[:, 1]), vectors]
-    batch = pa.record_batch(columns, names=["key_hi", "key_lo", "vector"])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return bytes(sink.getvalue().to_pybytes())
+def _lows(shards: list[Shard], positions_N: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The low halves of the keys at positions: uint64 [N]."""
+    out_N = np.empty(len(positions_N), dtype=np.uint64)
+    for shard, mine, rows in _by_shard(positions_N, starts):
+        out_N[mine] = shards[shard].low_N[rows]
+    return out_N
 
 
-def _map(path: Path) -> pa.Table:
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+def _by_shard(positions_N: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(shard, which of the positions lie in it, their rows in it), the rows ascending."""
+    order = np.argsort(positions_N, kind="stable")
+    ordered = positions_N[order]
+    shards = np.searchsorted(starts, ordered, side="right") - 1
+    begins = np.flatnonzero(np.diff(shards, prepend=-1))
+    for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(ordered)], strict=False):
+        shard = int(shards[begin])
+        yield shard, order[begin:end], ordered[begin:end] - starts[shard]
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def first_rows(keys_N2: np.ndarray) -> np.ndarray:
+    """The first row of each distinct key, ascending: int64 [distinct]."""
+    order = np.argsort(keys_N2[:, 0], kind="stable")
+    high = keys_N2[order, 0]
+    same = np.flatnonzero(high[1:] == high[:-1])
+    first = np.ones(len(keys_N2), dtype=bool)
+    if len(same):
+        shared = np.union1d(same, same + 1)
+        rows = order[shared]
+        within = np.lexsort((rows, keys_N2[rows, 1], keys_N2[rows, 0]))
+        rows = rows[within]
+        first[rows[1:][(keys_N2[rows[1:]] == keys_N2[rows[:-1]]).all(axis=1)]] = False
+    return np.flatnonzero(first)
+
+
+def stored_as(identity: Mapping[str, Any]) -> Stored:
+    """How a store of this identity keeps its numbers."""
+    stored: Stored = identity.get("store", {}).get("dtype", "float16")
+    return stored
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
