@@ -156,7 +156,7 @@ class StoredModel(MtebModel):
         """See the base class.
 
         Raises:
-            ValueError: a vector is not finite; the message counts them and shows a text.
+            ValueError: a vector is not finite (the message counts them and shows a text), or of another width.
         """
         prompt = self.prompts[role]
         rows = self.table.find(prompt, texts)
@@ -165,6 +165,9 @@ class StoredModel(MtebModel):
         else:
             places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
             found = self.encode_texts([prompt] * len(places), list(places))[[places[text] for text in texts]]
+            width = self.table.values.shape[1]
+            if len(self.table.values) and found.shape[1] != width:
+                raise ValueError(f"the model's width changed: its vectors had {width} numbers, now {found.shape[1]}")
         bad = ~np.isfinite(found).all(axis=1)
         if bad.any():
             text = texts[int(np.argmax(bad))]

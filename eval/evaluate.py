@@ -6,6 +6,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from embedding.instruction import Role
 from eval.kinds import Kind
 from eval.preserve import evaluation_mode, preserved_random_state, quiet
+from eval.ranks import ALONE, Ranks
 from eval.suite import SKIPPED, Suite, SuiteTask, reason
 from eval.views import FULL, View
 
@@ -23,16 +25,53 @@ if TYPE_CHECKING:
 
 Scores = dict[str, Any]
 """JSON: {suite, template, tasks: {name: {kind, metric, instruction, score, outcomes, ...} or {kind, failed}}, kinds,
-means, views: {name: {kinds, means, bytes}}, bytes, texts, tokens, seconds}."""
+means, views: {name: {kinds, means, bytes} or {failed}}, bytes, texts, tokens, seconds}."""
 
 
-def evaluate(model: TextEncoder, suite: Suite, views: Sequence[View] = ()) -> Scores:
+@dataclass(frozen=True)
+class Encoded:
+    """Every text that a suite asks for as a vector of one model."""
+
+    model: TextEncoder
+    suite: Suite
+    table: VectorTable
+    prompts: dict[str, dict[Role, str]]
+    """Task -> what the model reads before a query and before a document."""
+    failed: dict[str, dict[str, Any]]
+    """The tasks that could not be planned, as they stand in the scores."""
+    tokens: int
+    seconds: dict[str, float]
+
+    @property
+    def tasks(self) -> list[SuiteTask]:
+        """The tasks that can be scored."""
+        return [entry for entry in self.suite.tasks if entry.name not in self.failed]
+
+    def stored(self, entry: SuiteTask, view: View = FULL) -> StoredModel:
+        """What mteb sees as the model in one task."""
+        from eval.encoder import StoredModel
+
+        def encode(prompts_N: Sequence[str], texts_N: Sequence[str]) -> np.ndarray:
+            return self.model.encode_ids(self.model.tokenize(texts_N, prompts_N))
+
+        return StoredModel(self.table, self.prompts[entry.name], encode, view)
+
+
+def evaluate(model: TextEncoder, suite: Suite, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
     """Score a model on every task of a suite.
 
     The random generators and the train/eval mode of every submodule are as before afterwards. A task that fails is
     reported as `{"failed": reason}` and left out of the means. With `views` (such as `suite.views`), the same vectors
-    are also scored cut short or with fewer bits.
+    are also scored cut short or with fewer bits. With several `ranks`, each encodes its share of the texts and scores
+    its share of the tasks, and every rank returns the same; all must call with the same model and suite.
     """
+    return score(encode(model, suite, ranks), views, ranks)
+
+
+def encode(model: TextEncoder, suite: Suite, ranks: Ranks = ALONE) -> Encoded:
+    """Encode each distinct (prompt, text) of a suite once; the model is left as it was."""
+    from eval.encoder import VectorTable
+
     seconds: dict[str, float] = {}
     with preserved_random_state(), evaluation_mode(model), quiet():
         clock = time.perf_counter()
@@ -40,13 +79,31 @@ def evaluate(model: TextEncoder, suite: Suite, views: Sequence[View] = ()) -> Sc
         seconds["plan"], clock = _lap(clock)
         prompts = {entry.name: _prompts(model, entry) for entry in suite.tasks}
         positions = _distinct(requests, prompts)
-        ids = _tokens(model, suite, positions)
+        pairs, mine = list(positions), list(range(len(positions)))
+        if ranks.size > 1:
+            mine = list(ranks.mine(sorted(mine, key=lambda at: sum(map(len, pairs[at])))))
+        ids = _tokens(model, suite, [pairs[at] for at in mine])
         seconds["tokenize"], clock = _lap(clock)
-        vectors = model.encode_ids(ids) if ids else np.zeros((0, 1), dtype=np.float32)
+        vectors = model.encode_ids(ids) if ids else np.zeros((0, 1))
+        if ranks.size > 1:
+            parts = ranks.gather((mine, np.asarray(vectors, dtype=np.float32), sum(map(len, ids))))
+            vectors = np.empty((len(pairs), parts[0][1].shape[1]), dtype=np.float32)
+            for rows, part, _ in parts:
+                vectors[rows] = part if rows else 0
+            tokens = sum(count for _, _, count in parts)
+        else:
+            tokens = sum(map(len, ids))
         seconds["encode"], clock = _lap(clock)
-        table = _table(positions, vectors)
-        entries = [entry for entry in suite.tasks if entry.name not in failed]
-        tasks = failed | {e.name: _score(e, _stored(model, table, prompts[e.name], FULL)) for e in entries}
+    table = VectorTable(positions, np.asarray(vectors, dtype=np.float32))
+    return Encoded(model, suite, table, prompts, failed, tokens, seconds)
+
+
+def score(encoded: Encoded, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
+    """Score what was encoded; see `evaluate`."""
+    vectors = encoded.table.values
+    with preserved_random_state(), evaluation_mode(encoded.model), quiet():
+        clock = time.perf_counter()
+        tasks = encoded.failed | _score_all(encoded, FULL, ranks)
         viewed: dict[str, dict[str, Any]] = {}
         for view in views:
             try:
@@ -54,21 +111,25 @@ def evaluate(model: TextEncoder, suite: Suite, views: Sequence[View] = ()) -> Sc
             except ValueError as error:
                 viewed[view.name] = {"failed": reason(error)}
                 continue
-            found = {e.name: _score(e, _stored(model, table, prompts[e.name], view)) for e in entries}
-            viewed[view.name] = {**means(found), "bytes": view.bytes(vectors.shape[1])}
-        seconds["score"], clock = _lap(clock)
+            viewed[view.name] = {**means(_score_all(encoded, view, ranks)), "bytes": view.bytes(vectors.shape[1])}
+        seconds = encoded.seconds | {"score": _lap(clock)[0]}
     return {
-        "suite": suite.name,
-        "template": model.template.model_dump(),
+        "suite": encoded.suite.name,
+        "template": encoded.model.template.model_dump(),
         "tasks": dict(sorted(tasks.items())),
         **means(tasks),
         "views": viewed,
         "bytes": FULL.bytes(vectors.shape[1]),
-        "texts": len(positions),
-        "tokens": int(sum(len(row) for row in ids)),
+        "texts": len(encoded.table.positions),
+        "tokens": int(encoded.tokens),
         "seconds": {name: round(value, 3) for name, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 3)},
     }
+
+
+def _score_all(encoded: Encoded, view: View, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    mine = {entry.name: _score(entry, encoded.stored(entry, view)) for entry in ranks.mine(encoded.tasks)}
+    return {name: result for part in ranks.gather(mine) for name, result in part.items()}
 
 
 def means(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -130,30 +191,14 @@ def _distinct(requests: dict[str, list[Request]], prompts: dict[str, dict[Role, 
     return positions
 
 
-def _tokens(model: TextEncoder, suite: Suite, positions: dict[tuple[str, str], int]) -> list[np.ndarray]:
-    """Token rows of the distinct pairs; kept for the next evaluation by the same tokenizer and template."""
+def _tokens(model: TextEncoder, suite: Suite, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+    """Token rows of (prompt, text) pairs; kept for the next evaluation by the same tokenizer and template."""
     known = suite.memory.get("tokens")
     if known is None or known[0] is not model.tokenizer or known[1] != model.template:
-        pairs = list(positions)
         ids = model.tokenize([text for _, text in pairs], [prompt for prompt, _ in pairs])
         known = suite.memory["tokens"] = model.tokenizer, model.template, ids
     rows: list[np.ndarray] = known[2]
     return rows
-
-
-def _table(positions: dict[tuple[str, str], int], vectors: np.ndarray) -> VectorTable:
-    from eval.encoder import VectorTable
-
-    return VectorTable(positions, np.asarray(vectors, dtype=np.float32))
-
-
-def _stored(model: TextEncoder, table: VectorTable, prompts: dict[Role, str], view: View) -> StoredModel:
-    from eval.encoder import StoredModel
-
-    def encode(prompts_N: Sequence[str], texts_N: Sequence[str]) -> np.ndarray:
-        return model.encode_ids(model.tokenize(texts_N, prompts_N))
-
-    return StoredModel(table, prompts, encode, view)
 
 
 def _score(entry: SuiteTask, stored: StoredModel) -> dict[str, Any]:
