@@ -51,9 +51,9 @@ class Share:
     longest_n: np.ndarray
     """The longest length over the ranks in each place: chunks planned from it are equally many on every rank."""
 
-    def chunks(self, token_budget: int) -> list[np.ndarray]:
+    def chunks(self, token_budget: int, *, packed: bool) -> list[np.ndarray]:
         """Places [.] of each chunk among this rank's texts."""
-        return plan_chunks(self.longest_n, token_budget)
+        return plan_chunks(self.longest_n, token_budget, packed=packed)
 
 
 def share(length_N: np.ndarray, rank: int, world: int) -> Share:

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from embedding.tokens import plan_chunks
+from embedding.tokens import chunk_tokens, plan_chunks
 from train.recipe import ComputeConfig
 from train.step import Memory
 from train.student import Student
@@ -42,7 +42,7 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
     budget = config.token_budget or _fastest(student, sample, longest)
     weight = _bytes_per_token(student, sample, budget)
     activations = config.activation_gib * 2**30 if config.activation_gib else 0.5 * _free_bytes(device)
-    return Memory(budget, activations, weight)
+    return Memory(budget, activations, weight, student.embedder.packs)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -74,7 +74,8 @@ def _fastest(student: Student, sample: Sequence[np.ndarray], longest: int) -> in
 
 
 def _forward_backward(student: Student, sample: Sequence[np.ndarray], budget: int) -> float:
-    chunks = plan_chunks(np.array([len(row) for row in sample]), budget)
+    packed = student.embedder.packs
+    chunks = plan_chunks(np.array([len(row) for row in sample]), budget, packed=packed)
     _synchronize(student.embedder.device)
     start = time.perf_counter()
     vectors, projected = student([[sample[i] for i in chunk] for chunk in chunks], len(chunks))
@@ -87,7 +88,8 @@ def _forward_backward(student: Student, sample: Sequence[np.ndarray], budget: in
 def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int) -> float:
     """Bytes that the graph of one chunk keeps, per padded token, parameters not counted."""
     lengths = np.array([len(row) for row in sample])
-    chunk = plan_chunks(lengths, budget)[0]
+    packed = student.embedder.packs
+    chunk = plan_chunks(lengths, budget, packed=packed)[0]
     parameters = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
     storages: dict[int, int] = {}
 
@@ -100,7 +102,7 @@ def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         vectors = student.embedder.embed_rows([sample[i] for i in chunk])
     del vectors
-    return sum(storages.values()) / (len(chunk) * int(lengths[chunk].max()))
+    return sum(storages.values()) / chunk_tokens(lengths[chunk], packed=packed)
 
 
 def _free_bytes(device: torch.device) -> float:

@@ -55,8 +55,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
 
 
-def newest_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+def newest_checkpoint(
+    folder: Path, made_from: Mapping[str, Any], step: int | None = None
+) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose checksums hold, and one line about each newer one that was set aside.
+
+    `step` asks for the checkpoint of that step alone.
 
     A damaged folder is renamed to `damaged-...`, so that it is neither used nor lost.
 
@@ -65,6 +69,8 @@ def newest_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Check
     """
     notes: list[str] = []
     for path in reversed(checkpoints(folder)):
+        if step is not None and path != step_folder(folder, step):
+            continue
         manifest, reason = _verify(path)
         if reason is not None:
             aside = path.with_name(f"damaged-{path.name}")

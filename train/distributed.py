@@ -3,16 +3,95 @@
 Shapes: W ranks, n texts on each rank, D width, B queries.
 """
 
-from typing import Any
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 # torch 2.13 renamed these two; the old names warn at every call.
 _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 _reduce_scatter = dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
+
+
+T = TypeVar("T")
+PATIENCE = 0.5
+"""Longest time in seconds between two looks at whether rank 0 is done with what it does alone."""
+_turns = itertools.count()
+
+
+class MainFailed(Exception):
+    """Rank 0 failed in what it does alone; its own message says how."""
+
+
+def join() -> None:
+    """Meet the other ranks, where a launcher started several (torchrun, accelerate launch, srun).
+
+    Raises:
+        ValueError: there are fewer GPUs on this machine than ranks, or the port to meet at is taken.
+    """
+    ranks, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if ranks == 1 or dist.is_initialized():
+        return
+    gpus = torch.cuda.device_count()
+    if local >= gpus > 0:
+        raise ValueError(
+            f"rank {os.environ['RANK']}: no GPU is left on this machine, it has {gpus}; start {gpus} ranks"
+        )
+    try:
+        PartialState(cpu=gpus == 0)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise ValueError(f"port {port} is in use on this machine: choose another (--port, or MASTER_PORT)") from None
+
+
+def leave() -> None:
+    """Part from the other ranks, when all are done: a rank that only ends would leave them a broken connection."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, as JSON on the others, which wait for it however long it takes.
+
+    They look into the store where the ranks met, not into a collective: that would give up after some minutes.
+
+    Raises:
+        MainFailed: rank 0 raised an error, or is gone; raised on the others.
+    """
+    if world_size() == 1:
+        return work()
+    store, key = dist.distributed_c10d._get_default_store(), f"eyas/{next(_turns)}"
+    if rank() == 0:
+        try:
+            value = work()
+        except BaseException:
+            store.set(key, "failed")
+            raise
+        store.set(key, json.dumps([value]))
+        return value
+    pause = 0.01
+    try:
+        while not store.check([key]):
+            time.sleep(pause)
+            pause = min(2 * pause, PATIENCE)
+        said = store.get(key).decode()
+    except dist.DistError as error:
+        raise MainFailed("rank 0 is gone") from error
+    if said == "failed":
+        raise MainFailed("rank 0 failed")
+    received: T = json.loads(said)[0]
+    return received
 
 
 def world_size() -> int:
@@ -70,6 +149,15 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value in the order of ranks, on every rank. Every rank must ask."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def whole(x: Tensor) -> Tensor:
     """A sharded tensor gathered, any other as it is. Every rank must ask."""
     return x.full_tensor() if isinstance(x, DTensor) else x
@@ -87,9 +175,3 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
-
-
-def barrier() -> None:
-    """Wait for every rank."""
-    if world_size() > 1:
-        dist.barrier()

@@ -3,10 +3,11 @@
 All that must survive is in the checkpoint, or follows from the seed and the step.
 """
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from embedding.embedder import Embedder
 from embedding.memory import keep_freed_memory
 from train.calibrate import calibrate, matrix_rate
 from train.checkpoint import (
@@ -29,7 +29,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.clock import Clock
-from train.distributed import any_rank, barrier, broadcast_object, whole, world_size
+from train.distributed import any_rank, broadcast_object, from_main, join, whole, world_size
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_prompts, checkpoint_identity, plan_stages
 from train.recipe import BuiltStudent, Recipe
@@ -37,15 +37,16 @@ from train.static_start import static_start
 from train.step import Memory, TrainState, Work, prepare_work, train_step
 from train.student import Student
 from train.tracking import Tracker
+from train.watch import Evaluate, Watch
 
+STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Asks a training to write a checkpoint and stop: a shutdown, a preemption, Ctrl-C."""
 STATIC_TEXTS = 20_000
 """Texts that the static start is fitted to."""
-Evaluate = Callable[[Embedder], dict[str, float]]
-"""A model -> named scores such as {"eval/mean": 0.61}; leaves the model and every random state as they were."""
 
 
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM or SIGUSR1) and has written a checkpoint; started again, it goes on."""
+    """The run was asked to stop (a signal of STOP) and has written a checkpoint; started again, it goes on."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,12 @@ def train(
         Preempted: asked to stop; the checkpoint of the last finished step is on disk.
     """
     keep_freed_memory()
+    join()
     accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available())
     plans = plan_stages(recipe, inputs)
     check_prompts(plans, inputs.texts, student.embedder)
-    job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, evaluate)
+    watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate)
+    job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, watch)
     with accelerator.main_process_first():
         found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])
     begin = found.step if found else 0
@@ -96,16 +99,18 @@ def train(
     else:
         student.load_state_dict(found.model)
         memory = Memory(**found.facts["memory"])
-        job.best = found.facts["best"]
-        tracker.say(f"resumed from step {found.step} of {plans[-1].end}")
+        watch.load(found.facts)
+        ranks = found.facts.get("ranks", world_size())
+        other = "" if ranks == world_size() else f" on {world_size()} ranks; {ranks} came so far, equal up to rounding"
+        tracker.say(f"resumed from step {found.step} of {plans[-1].end}{other}")
 
     wrapped = _wrap(accelerator, student)
-    if found is None and evaluate is not None and recipe.tracking.evaluate_every:
-        job.score(0, tracker)
+    if found is None:
+        watch.look(0, tracker)
     start, metrics = time.perf_counter(), {}
     with _asked_to_stop() as asked, tracker:
         for plan in plans:
-            if begin >= plan.end:
+            if begin >= plan.end or watch.enough:
                 continue
             state = TrainState(
                 accelerator=accelerator,
@@ -124,7 +129,7 @@ def train(
             metrics = _run_stage(job, plan, state, tracker, asked, max(begin, plan.start))
             memory = state.memory
     student.eval()
-    return TrainReport(plans[-1].end - begin, begin, time.perf_counter() - start, metrics)
+    return TrainReport((watch.ended or plans[-1].end) - begin, begin, time.perf_counter() - start, metrics)
 
 
 @dataclass
@@ -137,31 +142,19 @@ class _Job:
     accelerator: Accelerator
     student: Student
     inputs: Inputs
-    evaluate: Evaluate | None
-    best: tuple[int, float] | None = None
-    """Step and score of the best evaluation so far."""
+    watch: Watch
 
     def save(self, step: int, state: TrainState) -> None:
         """Write the checkpoint of a finished step, and drop the oldest ones."""
         model = {name: whole(tensor) for name, tensor in self.student.state_dict().items()}
         optimizer = optimizer_tensors(state.optimizer)
-        if self.accelerator.is_main_process:
-            facts = {"memory": asdict(state.memory), "best": self.best}
-            save_checkpoint(self.folder, Checkpoint(step, model, optimizer, facts), self.made_from)
-            prune_checkpoints(self.folder, self.recipe.tracking.keep, self.best[0] if self.best else None)
-        barrier()
+        facts = {"memory": asdict(state.memory), **self.watch.facts(), "ranks": world_size()}
 
-    def score(self, step: int, tracker: Tracker) -> bool:
-        """Evaluate on the main process; whether this is the best so far, on every rank."""
-        assert self.evaluate is not None
-        scores = self.evaluate(self.student.embedder) if self.accelerator.is_main_process else {}
-        if scores:
-            tracker.evaluation(step, scores)
-        mean = broadcast_object(scores.get("eval/mean"))
-        better = mean is not None and (self.best is None or mean > self.best[1])
-        if better and step:
-            self.best = (step, mean)
-        return better
+        def write() -> None:
+            save_checkpoint(self.folder, Checkpoint(step, model, optimizer, facts), self.made_from)
+            prune_checkpoints(self.folder, self.recipe.tracking.keep, self.watch.best_step)
+
+        from_main(write)
 
 
 def _begin(job: _Job, plan: StagePlan, tracker: Tracker) -> Memory:
@@ -198,16 +191,17 @@ def _run_stage(
         tracker.step(step, plan.stage.name, metrics, work, state)
 
         # -------------------------------------------------------------- evaluate: changes nothing of the training
-        best = False
-        if job.evaluate is not None and _due(step, tracking.evaluate_every, tracker.steps):
-            best = job.score(step, tracker)
+        best = job.watch.look(step, tracker)
 
         # -------------------------------------------------------------- save: on schedule, at the end, or asked to stop
         stop = any_rank(asked.is_set(), job.accelerator.device)
-        if step % tracking.checkpoint_every == 0 or step == plan.end or stop or best:
+        if step % tracking.checkpoint_every == 0 or step == plan.end or stop or best or job.watch.enough:
             job.save(step, state)
         if stop:
             raise Preempted(f"asked to stop: checkpoint of step {step} is in {job.folder}; run it again to go on")
+        if job.watch.enough:
+            tracker.say(f"stopped at step {step}: {tracking.patience} evaluations without a better mean")
+            break
         state.clock.lap("rest")
     return metrics
 
@@ -237,12 +231,18 @@ def _read_ahead(inputs: Inputs, plan: StagePlan, begin: int) -> Iterator[Work]:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGUSR1 (a preemption) set; the old handlers come back afterwards."""
+    """An event that the signals of STOP set; the old handlers come back afterwards, and at a second Ctrl-C."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def ask(number: int, _: object) -> None:
+        asked.set()
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])  # whoever insists need not wait for the step
+
+    before = {number: signal.signal(number, ask) for number in STOP}
     try:
         yield asked
     finally:
@@ -250,13 +250,8 @@ def _asked_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _due(step: int, share: float, total: int) -> bool:
-    """Whether an evaluation falls on this step: every `share` of the training, never at its end (that is measured)."""
-    return share > 0 and step < total and int(step / (share * total)) > int((step - 1) / (share * total))
-
-
 def _precision(recipe: Recipe) -> str:
-    wanted = recipe.compute.precision
-    if wanted == "auto":
-        wanted = "bf16" if torch.cuda.is_available() else "fp32"
+    wanted: str = recipe.compute.precision
+    if wanted == "auto":  # what the launcher's config says, else what suits the device
+        wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if torch.cuda.is_available() else "no")
     return "bf16" if wanted == "bf16" else "no"

@@ -91,10 +91,13 @@ def check_prompts(plans: Sequence[StagePlan], texts: Texts, embedder: Embedder) 
 
 
 def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """What a checkpoint must have been made from to be continued: all that decides the weights, and nothing else."""
+    """What a checkpoint must have been made from to be continued: all that decides the weights, and nothing else.
+
+    The number of ranks is not among it: the result is the same up to rounding.
+    """
     decides = recipe.model_dump(mode="json", include={"seed", "student", "stages"})
     decides["precision"] = recipe.compute.precision
-    return {**decides, "inputs": dict(inputs.made_from), "ranks": world_size()}
+    return {**decides, "inputs": dict(inputs.made_from)}
 
 
 def _steps(stage: Stage, sampler: Sampler) -> int:

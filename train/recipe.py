@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_prep.build import DataConfig
-from data_prep.teacher import TeacherConfig
+from data_prep.teacher import AnyTeacher
 from embedding.config import Config
 from embedding.instruction import Template
 from embedding.pooling import Pooling
@@ -68,6 +68,9 @@ class StudentConfig(Config):
     """None: the Harrier form for a built student, what the checkpoint says for another."""
     max_tokens: int = Field(default=512, ge=4)
     """Of the exported model; stages may train on shorter cuts."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of every dropout layer, whatever the checkpoint says: with a teacher's vectors to match, noise costs and does not
+    pay; and packed attention on CUDA has no dropout."""
     projection: Literal["learned", "none"] = "learned"
     """Where widths differ, `learned` maps student vectors to the teacher's width for the match loss; never exported."""
 
@@ -109,10 +112,32 @@ class TrackingConfig(Config):
     checkpoint_every: int = Field(default=200, ge=1)
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
-    evaluate_every: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the whole training between two evaluations; 0: only the end."""
+    evaluate_every: float = Field(default=0.0, ge=0)
+    """Between two evaluations: below 1 a share of the whole training, from 1 on steps; 0: only the end."""
+    export: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the model: the last one, or the one with the best Mean(TaskType) while training."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop early after so many evaluations in a row that were not better than the best; None: never."""
     wandb: bool = False
     """Also log to wandb: offline where there is no key."""
+
+    @field_validator("evaluate_every")
+    @classmethod
+    def _share_or_steps(cls, every: float) -> float:
+        if every > 1 and every != int(every):
+            raise ValueError("expected a share below 1, or a whole number of steps")
+        return every
+
+    @model_validator(mode="after")
+    def _needs_scores(self) -> "TrackingConfig":
+        if not self.evaluate_every and (self.export == "best" or self.patience):
+            raise ValueError("export: best and patience need evaluations while training; set evaluate_every")
+        return self
+
+    @property
+    def decides(self) -> bool:
+        """Whether evaluations decide which weights come out; else they only watch."""
+        return self.export == "best" or self.patience is not None
 
 
 class ComputeConfig(Config):
@@ -138,7 +163,7 @@ class Recipe(Config):
     """Prepared data, tokens, teacher vectors and scores, shared by all runs."""
     seed: int = Field(default=0, ge=0)
     data: DataConfig
-    teacher: TeacherConfig
+    teacher: AnyTeacher
     student: StudentConfig = StudentConfig()
     stages: list[Stage] = Field(min_length=1)
     suite: SuiteConfig = SuiteConfig()

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from embedding.embedder import Embedder
+from embedding.tokens import chunk_tokens
 from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
 from train.distributed import gather_rows, rank, sum_over_ranks, world_size
@@ -40,6 +41,8 @@ class Memory:
     token_budget: int
     activation_bytes: float
     bytes_per_token: float
+    packed: bool = False
+    """Whether chunks run without padding, see `Embedder.packs`."""
 
     def halved(self, longest: int) -> "Memory":
         """Half the token budget.
@@ -56,8 +59,8 @@ class Memory:
 
     def kept(self, chunks: Sequence[np.ndarray], longest_n: np.ndarray) -> int:
         """How many of the chunks may keep their activations."""
-        padded = np.cumsum([len(chunk) * int(longest_n[chunk].max()) for chunk in chunks])
-        return int(np.searchsorted(padded * self.bytes_per_token, self.activation_bytes, side="right"))
+        tokens = np.cumsum([chunk_tokens(longest_n[chunk], packed=self.packed) for chunk in chunks])
+        return int(np.searchsorted(tokens * self.bytes_per_token, self.activation_bytes, side="right"))
 
 
 @dataclass
@@ -80,9 +83,9 @@ class TrainState:
 
     def padded_tokens(self, work: Work) -> int:
         """Tokens the model computes for a batch, padding included, over all ranks (each pads alike)."""
-        longest_n = work.share.longest_n
-        chunks = work.share.chunks(self.memory.token_budget)
-        return world_size() * sum(len(chunk) * int(longest_n[chunk].max()) for chunk in chunks)
+        longest_n, packed = work.share.longest_n, self.memory.packed
+        chunks = work.share.chunks(self.memory.token_budget, packed=packed)
+        return world_size() * sum(chunk_tokens(longest_n[chunk], packed=packed) for chunk in chunks)
 
 
 def prepare_work(sampler: Sampler, vectors: TeacherVectors | None, step: int) -> Work:
@@ -124,7 +127,7 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     torch.manual_seed(mix_int(state.seed, step, rank()) % 2**63)
 
     # ------------------------------------------------------------------ embed: chunk after chunk, one graph
-    chunks = work.share.chunks(state.memory.token_budget)
+    chunks = work.share.chunks(state.memory.token_budget, packed=state.memory.packed)
     kept = state.memory.kept(chunks, work.share.longest_n)
     with state.accelerator.autocast():
         order_n = np.concatenate(chunks)

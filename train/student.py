@@ -86,7 +86,8 @@ def build_student(
             case BuiltStudent() as start:
                 embedder = _built(start, config, teacher)
             case PrunedStudent() as start:
-                source = _present(teacher, "student.start.model") if start.model == "teacher" else Embedder.from_pretrained(start.model)
+                own = start.model == "teacher"
+                source = _present(teacher, "student.start.model") if own else Embedder.from_pretrained(start.model)
                 embedder = _pruned(start, source)
             case start:
                 embedder = Embedder.from_pretrained(start.model, pooling=config.pooling, revision=start.revision)
@@ -116,9 +117,22 @@ def _apply(config: StudentConfig, embedder: Embedder) -> None:
     if config.max_tokens > limit:
         raise ValueError(f"student.max_tokens {config.max_tokens}: the model has positions for {limit}")
     embedder.max_tokens = config.max_tokens
+    _set_dropout(embedder.backbone, config.dropout)
     if embedder.pooling == "last" and embedder.specials.eos is None:
         append_eos(embedder.tokenizer)
         embedder.specials = specials(embedder.tokenizer)
+
+
+def _set_dropout(backbone: PreTrainedModel, share: float) -> None:
+    """Every dropout of the model, as modules, as numbers on its attention layers, and in its config."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", share)  # noqa: B010  # a number, which nn.Module's types do not know
+    for name, value in backbone.config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name):
+            setattr(backbone.config, name, share)
 
 
 def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder | None) -> Embedder:

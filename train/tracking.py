@@ -55,7 +55,8 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()  # elsewhere it would print an empty line
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
 

@@ -144,6 +144,7 @@ def test_ranks_share_every_text_once_with_equal_chunks_and_about_equal_tokens(
     gathered = np.concatenate([s.mine_n for s in shares])
     np.testing.assert_array_equal(gathered[shares[0].where_N], np.arange(len(lengths)))
     assert sum(int((~s.filler_n).sum()) for s in shares) == len(lengths)
-    assert len({len(s.chunks(budget)) for s in shares}) == 1
+    for packed in (False, True):
+        assert len({len(s.chunks(budget, packed=packed)) for s in shares}) == 1
     tokens = [int(length_N[s.mine_n[~s.filler_n]].sum()) for s in shares]
     assert max(tokens) - min(tokens) <= max(lengths)

@@ -33,7 +33,7 @@ def wait_for(run: Path, step: int, seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_from_there(
     number: signal.Signals, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,99 @@
+"""Evaluations while training: when they fall, what they find, and whether that is enough. They change nothing else."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+
+from embedding.embedder import Embedder
+from eval.ranks import Ranks
+from train.distributed import gather_objects, rank, whole, world_size
+from train.recipe import TrackingConfig
+from train.tracking import Tracker
+
+Evaluate = Callable[[Embedder, Ranks], dict[str, float]]
+"""A model on every rank -> named scores such as {"eval/mean": 0.61}, the same on every rank; leaves the model and every
+random state as they were."""
+
+
+class Watch:
+    """Looks at the student as often as the recipe asks, on all ranks."""
+
+    def __init__(
+        self,
+        tracking: TrackingConfig,
+        steps: int,
+        accelerator: Accelerator,
+        embedder: Embedder,
+        evaluate: Evaluate | None,
+    ) -> None:
+        """`embedder`: the student's, before anything wraps it; `steps`: of the whole training."""
+        self._tracking, self._steps, self._accelerator, self._embedder = tracking, steps, accelerator, embedder
+        self._evaluate = evaluate if tracking.evaluate_every else None
+        # A sharded model's own parts hold a share of the weights each: a whole one beside it is what can be asked.
+        sharded = self._evaluate is not None and accelerator.is_fsdp2
+        self._copy = copy.deepcopy(embedder).cpu() if sharded else None
+        self._best: tuple[int, float] | None = None
+        self._worse = 0
+        self.ended: int | None = None
+        """The step at which the training ended early."""
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation so far."""
+        return self._best[0] if self._best else None
+
+    @property
+    def enough(self) -> bool:
+        """Whether the training ends early."""
+        return self.ended is not None
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this."""
+        return {"best": self._best, "worse": self._worse, "ended": self.ended}
+
+    def load(self, facts: dict[str, Any]) -> None:
+        """Go on from the facts of a checkpoint."""
+        best, self._worse, self.ended = facts["best"], facts["worse"], facts["ended"]
+        self._best = (int(best[0]), float(best[1])) if best else None
+        if self.ended is not None and (self._tracking.patience is None or self._worse < self._tracking.patience):
+            self.ended = None  # the recipe has become more patient
+
+    def look(self, step: int, tracker: Tracker) -> bool:
+        """Evaluate after `step` where one is due; whether the student is better than it ever was."""
+        if self._evaluate is None or not due(step, self._tracking, self._steps):
+            return False
+        scores = self._evaluate(self._whole(), Ranks(world_size(), rank(), gather_objects))
+        if self._copy is not None:
+            self._copy.cpu()
+        tracker.evaluation(step, scores)
+        mean = scores.get("eval/mean")
+        if not step or mean is None:
+            return False
+        better = self._best is None or mean > self._best[1]
+        if better:
+            self._best = (step, mean)
+        self._worse = 0 if better else self._worse + 1
+        if self._tracking.patience is not None and self._worse >= self._tracking.patience and step < self._steps:
+            self.ended = step
+        return better
+
+    def _whole(self) -> Embedder:
+        """The student's embedder with all its weights on this rank. Every rank must ask."""
+        if self._copy is None:
+            return self._embedder
+        weights = {name: whole(tensor) for name, tensor in self._embedder.state_dict().items()}
+        self._copy.load_state_dict(weights)
+        return self._copy.to(self._accelerator.device)
+
+
+def due(step: int, tracking: TrackingConfig, steps: int) -> bool:
+    """Whether an evaluation falls on a step: before the first, and every so often. After the last one only where the
+    evaluations decide which weights come out: the finished model is measured anyway."""
+    if step in (0, steps):
+        return step == 0 or tracking.decides
+    every = tracking.evaluate_every
+    if every >= 1:
+        return step % int(every) == 0
+    return int(step / (every * steps)) > int((step - 1) / (every * steps))
