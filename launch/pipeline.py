@@ -10,22 +10,27 @@ import numpy as np
 from rich.console import Console
 
 from data_prep.build import data_fingerprint, prepare
-from data_prep.teacher import embed_texts, load_teacher, teacher_identity
+from data_prep.embed import embed_texts
+from data_prep.teacher import ImportedConfig, TeacherConfig, load_teacher
 from data_prep.tokenized import tokenize_texts, tokens_fingerprint
+from data_prep.units import launched_share
 from embedding.config import dump_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, sha256_file, write_json, write_text
 from embedding.instruction import Template
 from embedding.layout import resolve_model
 from eval.evaluate import evaluate
+from eval.ranks import Ranks
 from eval.report import write_report
 from eval.scorecard import scorecard
+from launch.runs import keep_finished
 from launch.scoring import curve_values, kept_scores, suite_facts
 from launch.searches import example_searches
 from launch.show import show_run
 from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device, parameters
 from train.checkpoint import newest_checkpoint
+from train.distributed import from_main, rank
 from train.loop import train
 from train.plan import Inputs, plan_stages
 from train.recipe import Recipe
@@ -36,17 +41,28 @@ Step = Literal["prepare", "embed", "tokenize", "train", "export", "evaluate", "r
 class Pipeline:
     """One recipe on its way to a model; `at` holds where things lie and what the finished steps say."""
 
-    def __init__(self, recipe: Recipe, console: Console, *, resume: bool = True, queries: Sequence[str] = ()) -> None:
-        """`resume`: go on from the newest checkpoint; `queries`: the example searches, else some held-out queries."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        console: Console,
+        *,
+        resume: bool = True,
+        queries: Sequence[str] = (),
+        on_work: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """`resume`: go on from the newest checkpoint; `queries`: the example searches, else some held-out queries;
+        `on_work` is told each step that begins to work."""
         self.recipe = recipe
         self.console = console
         self.resume = resume
         self.queries = queries
         self.at = Workspace(recipe)
-        self.ledger = Ledger(self.at.folder, recipe.cache / "steps", console)
+        self.ledger = Ledger(self.at.folder, recipe.cache / "steps", console, on_work)
 
     def run(self, until: Step = "report") -> None:
         """Do every step up to `until` that is not finished.
+
+        Every rank calls this. They all train; everything else rank 0 does while the others wait.
 
         Raises:
             ValueError: something the user can mend; what is finished stays.
@@ -55,15 +71,16 @@ class Pipeline:
             "prepare": self.prepare,
             "embed": self.embed,
             "tokenize": self.tokenize,
-            "train": self.train,
             "export": self.export,
             "evaluate": self.evaluate,
             "report": self.report,
         }
         for step in get_args(Step):
-            self.at.results[step] = steps[step]()
+            self.at.results[step] = self.train() if step == "train" else from_main(steps[step])
             if step == until:
                 break
+        if rank() > 0:
+            return
         if "train" in self.at.results:
             show_run(self.at.folder, self.console)
         else:
@@ -88,20 +105,24 @@ class Pipeline:
     def embed(self) -> Result:
         """The teacher's vector of every text that its store lacks."""
         config = self.recipe.teacher
-        weights = resolve_model(config.model, config.revision)
-        # Size and time, not contents: hashing a large teacher takes longer than finding that nothing is to be done.
-        files = {str(path.relative_to(weights)): _stamp(path) for path in weights.rglob("*") if path.is_file()}
+        files = {}
+        if isinstance(config, TeacherConfig):
+            weights = resolve_model(config.model, config.revision)
+            # Size and time, not contents: hashing a large teacher takes longer than finding that nothing is to be done.
+            files = {str(path.relative_to(weights)): _stamp(path) for path in weights.rglob("*") if path.is_file()}
 
         def work() -> Result:
-            report = embed_texts(config, self.at.texts, self.at.cache / "vectors", embedder=self.at.teacher)
+            teacher = self.at.teacher
+            stores = self.at.cache / "vectors"
+            report = embed_texts(config, self.at.texts, stores, embedder=teacher, share=launched_share())
             for line in (report.note, *(f"damaged, computed again: {name}" for name in report.set_aside)):
                 if line:
                     self.ledger.say("", line)
             return {
                 "outputs": [str(report.store)],
-                "identity": teacher_identity(config, self.at.teacher),
-                "width": self.at.teacher.width,
-                "parameters": parameters(self.at.teacher),
+                "identity": report.identity,
+                "width": report.width,
+                "parameters": parameters(teacher) if isinstance(teacher, Embedder) else None,
                 "vectors": {"computed": report.computed, "reused": report.reused},
                 "tokens": report.tokens,
                 "cut": report.cut,
@@ -127,25 +148,44 @@ class Pipeline:
     # -------------------------------------------------------------------------------------------- training and export
 
     def train(self) -> Result:
-        """The student through all stages of the recipe; its weights are in the last checkpoint."""
+        """The student through all stages of the recipe; its weights are in the last checkpoint. On every rank."""
+        due = from_main(self._training_is_due)
+        if due and rank() > 0:
+            return self._train()
+        return self.ledger.step("train", self.at.training_facts(), self._train) if rank() == 0 else {}
 
-        def work() -> Result:
+    def _training_is_due(self) -> bool:
+        if not self.resume and self.ledger.record("train") is not None:
+            self._keep_if_finished()
+            self.ledger.forget("train")
+        due = self.ledger.due("train", self.at.training_facts())
+        if due:
             self._check_before_training()
-            student = self.at.new_student()
-            self.at.free_teacher()  # its memory belongs to the training now
+            self._keep_if_finished()
+        return due
+
+    def _keep_if_finished(self) -> None:
+        """A finished run is kept under another name before its model is written over."""
+        if self.ledger.record("train") is not None and self.at.model.is_dir():
+            kept = keep_finished(self.at.folder)
+            self.ledger.say("", f"the finished run is kept in {kept}")
+
+    def _train(self) -> Result:
+        student = self.at.new_student()
+        self.at.free_teacher()  # its memory belongs to the training now
+        if rank() == 0:
             self._write_facts()
             if self.ledger.record("train") is not None or not self.resume:
                 # The checkpoints are of a training that ended, from other inputs: there is nothing to go on from.
                 shutil.rmtree(self.at.checkpoints, ignore_errors=True)
                 self.ledger.forget("train")
-            watch = self.recipe.tracking.evaluate_every > 0 and self.at.evaluable
-            during = (lambda model: curve_values(evaluate(model, self.at.suite))) if watch else None
-            report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=during)
-            return {"outputs": [str(self.at.checkpoints)], "steps": report.resumed_from + report.steps}
+        watch = self.recipe.tracking.evaluate_every > 0 and self.at.evaluable
 
-        if not self.resume:
-            self.ledger.forget("train")
-        return self.ledger.step("train", self.at.training_facts(), work)
+        def scores(model: Embedder, ranks: Ranks) -> dict[str, float]:
+            return curve_values(evaluate(model, self.at.suite, ranks=ranks))
+
+        report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=scores if watch else None)
+        return {"outputs": [str(self.at.checkpoints)], "steps": report.resumed_from + report.steps}
 
     def _check_before_training(self) -> None:
         """Find what does not fit now, before an earlier training is touched or hours are spent.
@@ -192,10 +232,14 @@ class Pipeline:
         if not self.at.evaluable:
             self.ledger.say("evaluate", "no scorecard: no pairs are held out; set suite.folder to evaluation data")
             return {"outputs": []}
+        if isinstance(self.recipe.teacher, ImportedConfig):
+            self.ledger.say("evaluate", "no scorecard: the teacher's vectors are imported, it cannot be scored itself")
+            return {"outputs": []}
         suite = suite_facts(self.recipe.suite, self.at.evaluation_data)
         # The teacher is judged on all it can read, however short its texts were cut for the student's lessons.
-        whole = self.recipe.teacher.model_copy(update={"max_tokens": None})
-        teacher = {**self.at.results["embed"]["identity"], "max_tokens": None}
+        whole = self.recipe.teacher.whole()
+        stored = self.at.results["embed"]["identity"]
+        teacher = {name: None if name in {"max_tokens", "max_bytes"} else fact for name, fact in stored.items()}
         untrained = self.at.untrained_facts()
 
         def work() -> Result:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from embedding.embedder import Embedder
 from embedding.files import fingerprint, read_json, sha256_file, write_json
+from eval.encoder import TextEncoder
 from eval.evaluate import Scores, evaluate
 from eval.suite import Suite, SuiteConfig
 
@@ -17,7 +17,7 @@ def suite_facts(config: SuiteConfig, folder: Path) -> dict[str, Any]:
     return {"config": config.model_dump(mode="json"), "files": fingerprint(contents)}
 
 
-def kept_scores(cache: Path, suite: Suite, made_from: dict[str, Any], model: Callable[[], Embedder]) -> Scores:
+def kept_scores(cache: Path, suite: Suite, made_from: dict[str, Any], model: Callable[[], TextEncoder]) -> Scores:
     """The scores that `cache` keeps under the fingerprint of `made_from`; else `model` is measured and they are kept.
 
     Scores with a failed task are not kept: the next run tries again.

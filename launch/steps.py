@@ -22,7 +22,11 @@ class Ledger:
     Records lie in `run/steps/NAME.json`; those of steps that several runs can share are also kept in `shared`.
     """
 
-    def __init__(self, run: Path, shared: Path, console: Console) -> None:
+    def __init__(
+        self, run: Path, shared: Path, console: Console, on_work: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """`on_work` is told the name of every step that is not skipped, before it begins."""
+        self.on_work = on_work
         self.run = run
         self.shared = shared
         self.console = console
@@ -46,6 +50,7 @@ class Ledger:
             self.say(name, f"skipped, finished before (took {record['seconds']:.1f} s)")
         else:
             self.say(name, f"again: {reason}" if reason else "…")
+            self.on_work(name)
             begin = time.perf_counter()
             result = work()
             seconds = round(time.perf_counter() - begin, 3)
@@ -63,6 +68,10 @@ class Ledger:
         self.seconds[name] = record["seconds"]
         write_json(self.run / "timings.json", {**self.seconds, "total": round(sum(self.seconds.values()), 3)})
         return dict(record["result"])
+
+    def due(self, name: str, made_from: Mapping[str, Any]) -> bool:
+        """Whether this run's step of that name is still to be done, or to be done again."""
+        return _usable(self.record(name), made_from)[0] is None
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The record of this run's last finished step of that name, whatever it was made from."""

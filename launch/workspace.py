@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_prep.tables import Examples, Texts, Tokens
-from data_prep.teacher import load_teacher, vector_keys
+from data_prep.teacher import Teacher, load_teacher, vector_keys
 from data_prep.vectors import VectorStore
 from embedding.embedder import Embedder
 from eval.suite import Suite, entries, load_suite
@@ -46,8 +46,8 @@ class Workspace:
         return Texts.load(self.data / "texts")
 
     @cached_property
-    def teacher(self) -> Embedder:
-        """The teacher model."""
+    def teacher(self) -> Teacher:
+        """The teacher."""
         return load_teacher(self.recipe.teacher)
 
     def free_teacher(self) -> None:
@@ -91,7 +91,8 @@ class Workspace:
 
     def new_student(self) -> Student:
         """The student before training."""
-        return build_student(self.recipe.student, self.teacher, self.recipe.seed)
+        teacher = self.teacher if isinstance(self.teacher, Embedder) else None
+        return build_student(self.recipe.student, teacher, self.recipe.seed, width=self.results["embed"]["width"])
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
