@@ -46,25 +46,30 @@ def ranking_rows(pairs: Sequence[tuple[str, str]], negatives: int = 0, repeats: 
     return rows
 
 
-def write_inputs(folder: Path, rows: Sequence[Row], embedder: Embedder, *, template: Template = BARE) -> None:
-    """Write texts, examples, tokens and the vectors of `embedder`, in its role as teacher, to `folder`."""
+def write_inputs(
+    folder: Path, rows: Sequence[Row], embedder: Embedder, *, template: Template = BARE, vectors: bool = True
+) -> None:
+    """Write texts, examples, tokens and, if asked, the vectors of `embedder`, in its role as teacher, to `folder`."""
     assembly = Assembly()
     for row in rows:
         assembly.add(row, 0, "Given a summary, retrieve the documentation" if template.query else "")
     assembly.freeze().write(folder, ["docstrings"])
     write_manifest(folder, {"rows": fingerprint([list(row) for row in rows])})
     tokenize_texts(folder, embedder.tokenizer, template, folder / "tokens")
+    if not vectors:
+        return
     texts = Texts.load(folder / "texts")
     np.save(folder / VECTORS, embedder.encode([texts.text(row) for row in range(len(texts))]))
 
 
 def load_inputs(folder: Path) -> Inputs:
     """What `write_inputs` wrote, memory-mapped: any number of processes may read it at once."""
-    vectors = np.load(folder / VECTORS, mmap_mode="r")
+    stored = folder / VECTORS
+    vectors = np.load(stored, mmap_mode="r") if stored.exists() else None
     return Inputs(
         Texts.load(folder / "texts"),
         Examples.load(folder / "examples"),
         Tokens.load(folder / "tokens"),
-        lambda rows: np.asarray(vectors[rows]),
+        None if vectors is None else lambda rows: np.asarray(vectors[rows]),
         {"folder": folder.name},
     )
