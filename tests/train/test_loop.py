@@ -11,6 +11,7 @@ import torch
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
 from embedding.embedder import Embedder
+from eval.ranks import Ranks
 from train.loop import train
 from train.losses import InfoNCE, Match
 from train.plan import Inputs
@@ -123,7 +124,7 @@ def test_an_evaluation_does_not_change_the_training(
     watched = build_student(recipe.student, teacher, recipe.seed)
     seen = []
 
-    def evaluate(model: Embedder) -> dict[str, float]:
+    def evaluate(model: Embedder, ranks: Ranks) -> dict[str, float]:
         seen.append(float(model.encode(["a hawk"]).sum()))
         return {"eval/mean": 0.5}
 
