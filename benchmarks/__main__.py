@@ -1,22 +1,30 @@
-"""`python -m benchmarks`: every benchmark at its default size, one after another; each prints one JSON line last."""
+"""`python -m benchmarks [--save]`: every benchmark at its default size, one after another; one JSON line each."""
 
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.common import arguments
+
 HELPERS = {"__main__", "common", "pairs", "processes", "eval_peers", "eval_sets"}
+
+
+def names() -> list[str]:
+    """Every benchmark."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(module.name for module in modules if module.name not in HELPERS)
 
 
 def main() -> int:
     """Run them all; the exit code counts those that failed or refused (no GPU, no EYAS_DATA)."""
-    folder = Path(__file__).parent
-    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name not in HELPERS)
+    given = arguments(__doc__).parse_args()
     failed = 0
-    for name in names:
+    for name in names():
         print(f"== benchmarks.{name}", flush=True)
-        failed += subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode != 0
-    print(f"{len(names) - failed} of {len(names)} benchmarks ran")
+        words = [sys.executable, "-m", f"benchmarks.{name}", *(["--save"] if given.save else [])]
+        failed += subprocess.run(words, check=False).returncode != 0
+    print(f"{len(names()) - failed} of {len(names())} benchmarks ran")
     return failed
 
 

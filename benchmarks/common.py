@@ -1,17 +1,53 @@
-"""What every benchmark shares: facts of the machine, its measured matrix rate, and the JSON line at the end."""
+"""What every benchmark shares: its options, the machine and its matrix rate, the JSON line at the end.
 
+options = arguments(__doc__)
+options.add_argument("--smoke", action="store_true", help="…")
+given = options.parse_args()
+…
+report({"benchmark": "NAME", …}, save=given.save)
+"""
+
+import argparse
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
+import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from embedding.files import write_json
+
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 GEMM_SIZES = (1_024, 1_536, 2_048, 3_072, 4_096)
+RESULTS = Path(__file__).parent / "results"
+"""What `--save` writes and the repository keeps; README.md there says what a file holds."""
+
+
+class Options(argparse.ArgumentParser):
+    """argparse with `--save`, which is refused together with `--smoke`: that measures nothing."""
+
+    def __init__(self, description: str) -> None:
+        """`description`: the benchmark's own docstring."""
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--save", action="store_true", help="also write the result to benchmarks/results/NAME.json")
+
+    def parse_args(self, *words: Any, **more: Any) -> Any:
+        """The options given."""
+        given = super().parse_args(*words, **more)
+        if given.save and getattr(given, "smoke", False):
+            self.error("--smoke measures nothing worth keeping; leave out --save")
+        return given
+
+
+def arguments(description: str | None) -> Options:
+    """The options that every benchmark has."""
+    return Options(description or "")
 
 
 def machine() -> dict[str, Any]:
@@ -67,14 +103,28 @@ def _timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def report(result: dict[str, Any]) -> None:
-    """Print a result as the last line of a benchmark, with the machine it was measured on."""
-    print(json.dumps({**result, "machine": machine()}, default=_rounded), flush=True)
+def report(result: dict[str, Any], *, save: bool = False) -> None:
+    """Print a result as the last line of a benchmark, with the machine it was measured on.
+
+    `save`: also write it to `benchmarks/results/NAME.json`, NAME being `result["benchmark"]`, with the command and the
+    day. A result of a changed checkout is written too; the plus at its commit says so.
+    """
+    whole = {**result, "machine": machine()}
+    if save:
+        command = shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *sys.argv[1:]])
+        path = RESULTS / f"{result['benchmark']}.json"
+        write_json(path, json.loads(json.dumps({**whole, "command": command, "day": _today()}, default=_rounded)))
+        say(f"saved {path.relative_to(RESULTS.parents[1])}")
+    print(json.dumps(whole, default=_rounded), flush=True)
 
 
 def say(text: str) -> None:
     """One line of progress."""
     print(text, flush=True)
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _rounded(value: Any) -> Any:
@@ -95,10 +145,14 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with a plus where it has changes; "" outside of one."""
-    folder = Path(__file__).parent
+    """The commit of this checkout, with a plus where files other than results changed; "" outside of one."""
+
+    def ask(*words: str) -> str:
+        git = ["git", "-C", str(RESULTS.parents[1]), *words]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        words = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        changed = ask("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+        return ask("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""

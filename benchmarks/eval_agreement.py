@@ -10,7 +10,6 @@ max_diff_ranking        each encodes for itself, ranking and correlation kinds  
 max_diff_fitted         each encodes for itself, k-means and classifiers        expected 5e-3
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from mteb.types import PromptType
 
-from benchmarks.common import report, say
+from benchmarks.common import arguments, report, say
 from benchmarks.eval_peers import TEACHER, decoder, instructed_peer, mteb_scores, plain_peer
 from benchmarks.eval_sets import TASKS, data_folder, derive
 from embedding.embedder import Embedder
@@ -93,15 +92,15 @@ def compare(
 
 def main() -> None:
     """Compare, and print the largest differences."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=100, help="rows of a flat set, or queries")
     parser.add_argument("--documents", type=int, default=300, help="documents of a corpus")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        limits = {"max_rows": arguments.rows, "max_documents": arguments.documents, "instructions": INSTRUCTIONS}
+        limits = {"max_rows": given.rows, "max_documents": given.documents, "instructions": INSTRUCTIONS}
         configs = [
             SuiteConfig(folder=data_folder(), tasks=TASKS, **limits),
-            SuiteConfig(folder=derive(Path(place) / "derived"), max_rows=arguments.rows),
+            SuiteConfig(folder=derive(Path(place) / "derived"), max_rows=given.rows),
         ]
         teacher = Embedder.from_pretrained(TEACHER, template=BARE, max_tokens=MAX_TOKENS)
         student = decoder(Path(place) / "decoder", MAX_TOKENS)
@@ -114,11 +113,13 @@ def main() -> None:
     fitted = [row["alone"] for name, row in rows if name.startswith(FITTED)]
     report(
         {
+            "benchmark": "eval_agreement",
             "max_diff_same_vectors": max(row["same_vectors"] for _, row in rows),
             "max_diff_ranking": max(row["alone"] for name, row in rows if not name.startswith(FITTED)),
             "max_diff_fitted": max(fitted),
             "tasks": tasks,
-        }
+        },
+        save=given.save,
     )
 
 

@@ -11,7 +11,6 @@ first   the same for our first evaluation, which also plans and tokenizes
 `--run runs/demo` adds `share`: the seconds of all evaluations in that training over its seconds; expected 0.05 at most.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import report, say
+from benchmarks.common import arguments, report, say
 from benchmarks.eval_peers import TEACHER, decoder, instructed_peer, mteb_scores, plain_peer
 from data_prep.harvest import harvest
 from data_prep.heldout import write_docstring_tasks, write_instructions
@@ -98,7 +97,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Measure, and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--documents", type=int, default=1000, help="documents of the corpus")
     parser.add_argument("--max-tokens", type=int, default=256, help="tokens of a text, for both sides")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
@@ -115,13 +114,14 @@ def main() -> None:
         }
         found = {name: measure(name, *both, folder, given.rounds) for name, both in peers.items()}
     result: dict[str, Any] = {
+        "benchmark": "eval_speed",
         "ratio": min(of["ratio"] for of in found.values()),
         "first": min(of["first"] for of in found.values()),
         "models": found,
     }
     if given.run is not None:
         result["share"] = share_of_training(given.run)
-    report(result)
+    report(result, save=given.save)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ unequal lengths with hard negatives and duplicates, match and InfoNCE together, 
 Prints one JSON line last; keys `equal`, `bytes_reduced_per_gradient_byte`, `efficiency`.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -36,7 +35,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.common import report, say
+from benchmarks.common import arguments, report, say
 from benchmarks.pairs import TEACHER, docstring_pairs, load_inputs, ranking_rows, write_inputs
 from benchmarks.processes import run_alone, run_ranks
 from data_prep.build import DataConfig
@@ -344,9 +343,10 @@ def _distance(expected: Tensor, found: Tensor) -> float:
 
 def main() -> None:
     """Run it all; `--smoke` shows that it runs, and measures nothing worth quoting."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("--smoke", action="store_true", help="few steps on 1 and 2 ranks")
-    smoke = parser.parse_args().smoke
+    given = parser.parse_args()
+    smoke = given.smoke
     with TemporaryDirectory() as folder:
         write_small_inputs(Path(folder))
         same = equality(folder, worlds=(1, 2), steps=3) if smoke else equality(folder)
@@ -358,7 +358,7 @@ def main() -> None:
             pace = efficiency(folder, rounds=1, batch=8, steps=1, max_tokens=32)
         else:
             pace = efficiency(folder, rounds=3, batch=64, steps=4, max_tokens=256)
-    report({"benchmark": "ranks", "equal": within(same["differences"]), **same, **pace})
+    report({"benchmark": "ranks", "equal": within(same["differences"]), **same, **pace}, save=given.save)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ in a checkpoint: two runs that measure it for themselves may choose differently.
 Prints one JSON line last; keys `kills`, `identical`.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
-from benchmarks.common import report, say
+from benchmarks.common import arguments, report, say
 from benchmarks.pairs import TEACHER, load_inputs
 from benchmarks.processes import start
 from benchmarks.ranks import small_recipe, write_small_inputs
@@ -169,7 +168,7 @@ def measure(folder: Path, *, kills: int, steps: int, seed: int) -> dict[str, Any
 
 def main() -> None:
     """Run it all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--smoke", action="store_true", help="2 kills in 20 steps")
@@ -179,7 +178,7 @@ def main() -> None:
             result = measure(Path(folder), kills=2, steps=20, seed=options.seed)
         else:
             result = measure(Path(folder), kills=options.kills, steps=STEPS, seed=options.seed)
-    report({"benchmark": "resume", **result})
+    report({"benchmark": "resume", **result}, save=options.save)
 
 
 if __name__ == "__main__":

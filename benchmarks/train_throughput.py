@@ -19,7 +19,6 @@ ratio_bound            the ratio_docstrings_256 of a step that ran all of its op
 Peak memory is the process's largest resident set, imports and model included.
 """
 
-import argparse
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from benchmarks.common import matrix_rate, report, say
+from benchmarks.common import arguments, matrix_rate, report, say
 from benchmarks.pairs import TEACHER, docstring_pairs, load_inputs, ranking_rows, write_inputs
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
@@ -331,7 +330,7 @@ def small_decoder(folder: Path) -> Path:
 
 def main() -> None:
     """Measure all cases, and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--full", action="store_true", help="also batches of 256, and the decoder at 512 tokens")
     parser.add_argument("--smoke", action="store_true", help="tiny batches: shows that it runs, measures nothing")
     given = parser.parse_args()
@@ -374,7 +373,8 @@ def main() -> None:
             "ratio_bound": rate / first["flops_per_pair"] / first["theirs"]["pairs_per_s"],
             "matrix_gflops": rate / 1e9,
             "cases": found,
-        }
+        },
+        save=given.save,
     )
 
 
