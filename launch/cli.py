@@ -3,7 +3,6 @@
 Heavy imports stay inside the commands, so that `--help` and a mistyped command answer at once.
 """
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,27 +176,8 @@ def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
 def _run(
     config: str, overrides: list[str] | None, until: "Step", resume: bool = True, queries: Sequence[str] = ()
 ) -> None:
-    import datasets
-    from transformers.utils import logging
+    from launch.drive import drive
 
-    from embedding.config import load_config
-    from embedding.memory import keep_freed_memory
-    from launch.pipeline import Pipeline
-    from train.loop import Preempted
-    from train.recipe import Recipe
-
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1:
-        raise ValueError(
-            f"launched as {ranks} processes, but the commands drive one so far; start them without a launcher, or call "
-            "train.loop.train under it (tests/train/test_ranks.py shows how)"
-        )
-    keep_freed_memory()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal belongs to the steps
-    datasets.disable_progress_bars()
-    recipe = load_config(Recipe, config, overrides or ())
-    try:
-        Pipeline(recipe, Console(), resume=resume, queries=queries).run(until)
-    except Preempted as stop:
-        errors.print(str(stop), style="yellow", soft_wrap=True)
-        raise typer.Exit(os.EX_TEMPFAIL) from None  # what schedulers take as: try the same again
+    code = drive(config, overrides or (), until, resume=resume, queries=queries)
+    if code:
+        raise typer.Exit(code)

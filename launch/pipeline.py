@@ -13,7 +13,7 @@ from data_prep.build import data_fingerprint, prepare
 from data_prep.embed import embed_texts
 from data_prep.teacher import ImportedConfig, TeacherConfig, load_teacher
 from data_prep.tokenized import tokenize_texts, tokens_fingerprint
-from data_prep.units import launched_share
+from data_prep.units import Share, launched_share
 from embedding.config import dump_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, sha256_file, write_json, write_text
@@ -30,7 +30,7 @@ from launch.show import show_run
 from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device, parameters
 from train.checkpoint import newest_checkpoint
-from train.distributed import from_main, rank
+from train.distributed import from_main, rank, world_size
 from train.loop import train
 from train.plan import Inputs, plan_stages
 from train.recipe import Recipe
@@ -62,7 +62,7 @@ class Pipeline:
     def run(self, until: Step = "report") -> None:
         """Do every step up to `until` that is not finished.
 
-        Every rank calls this. They all train; everything else rank 0 does while the others wait.
+        Every rank calls this. They embed and train together; everything else rank 0 does while the others wait.
 
         Raises:
             ValueError: something the user can mend; what is finished stays.
@@ -71,12 +71,14 @@ class Pipeline:
             "prepare": self.prepare,
             "embed": self.embed,
             "tokenize": self.tokenize,
+            "train": self.train,
             "export": self.export,
             "evaluate": self.evaluate,
             "report": self.report,
         }
         for step in get_args(Step):
-            self.at.results[step] = self.train() if step == "train" else from_main(steps[step])
+            together = step in ("embed", "train")
+            self.at.results[step] = steps[step]() if together else from_main(steps[step])
             if step == until:
                 break
         if rank() > 0:
@@ -103,33 +105,40 @@ class Pipeline:
         return result
 
     def embed(self) -> Result:
-        """The teacher's vector of every text that its store lacks."""
+        """The teacher's vector of every text that its store lacks. On every rank, each with its share of the texts."""
+        made_from = from_main(self._embedding_facts)
+        due = from_main(lambda: self.ledger.due("embed", made_from, share=True))
+        if due and rank() > 0:
+            self._embed()
+        return from_main(lambda: self.ledger.step("embed", made_from, self._embed, share=True))
+
+    def _embedding_facts(self) -> Result:
         config = self.recipe.teacher
         files = {}
         if isinstance(config, TeacherConfig):
             weights = resolve_model(config.model, config.revision)
             # Size and time, not contents: hashing a large teacher takes longer than finding that nothing is to be done.
             files = {str(path.relative_to(weights)): _stamp(path) for path in weights.rglob("*") if path.is_file()}
+        return {"data": self.at.data.name, "teacher": config.model_dump(mode="json"), "files": files}
 
-        def work() -> Result:
-            teacher = self.at.teacher
-            stores = self.at.cache / "vectors"
-            report = embed_texts(config, self.at.texts, stores, embedder=teacher, share=launched_share())
-            for line in (report.note, *(f"damaged, computed again: {name}" for name in report.set_aside)):
-                if line:
-                    self.ledger.say("", line)
-            return {
-                "outputs": [str(report.store)],
-                "identity": report.identity,
-                "width": report.width,
-                "parameters": parameters(teacher) if isinstance(teacher, Embedder) else None,
-                "vectors": {"computed": report.computed, "reused": report.reused},
-                "tokens": report.tokens,
-                "cut": report.cut,
-            }
-
-        made_from = {"data": self.at.data.name, "teacher": config.model_dump(mode="json"), "files": files}
-        return self.ledger.step("embed", made_from, work, share=True)
+    def _embed(self) -> Result:
+        teacher = self.at.teacher
+        share = Share(rank(), world_size()) if world_size() > 1 else launched_share()
+        report = embed_texts(
+            self.recipe.teacher, self.at.texts, self.at.cache / "vectors", embedder=teacher, share=share
+        )
+        for line in (report.note, *(f"damaged, computed again: {name}" for name in report.set_aside)):
+            if line:
+                self.ledger.say("", line)
+        return {
+            "outputs": [str(report.store)],
+            "identity": report.identity,
+            "width": report.width,
+            "parameters": parameters(teacher) if isinstance(teacher, Embedder) else None,
+            "vectors": {"computed": report.computed, "reused": report.reused},
+            "tokens": report.tokens,
+            "cut": report.cut,
+        }
 
     def tokenize(self) -> Result:
         """The student's token ids of every text."""
@@ -283,6 +292,11 @@ class Pipeline:
             "steps": self.at.results["train"]["steps"],
             "training seconds": self.ledger.seconds["train"],
         }
+
+    def fingerprints(self) -> dict[str, str]:
+        """What each finished step was made from, as a fingerprint."""
+        records = {step: self.ledger.record(step) for step in self.at.results}
+        return {step: record["fingerprint"] for step, record in records.items() if record is not None}
 
     def _write_facts(self) -> None:
         """config.yaml and summary.json. Written when the steps before training are done, so that a recipe that fails

@@ -23,7 +23,9 @@ from embedding.files import read_json, write_json
 
 RECORD, ENVIRONMENT, LOCK = "run.json", "environment.json", "lock"
 PACKAGES = ("eyas", "torch", "transformers", "accelerate", "datasets", "numpy", "mteb", "sentence-transformers", "peft")
-SECRET = re.compile(r"(?i)(api_?key|token|secret|password|passwd|credential)[a-z_]*$")
+SECRET = re.compile(r"(?i)(^|[._-])((api|access|secret|private)[_-]?key|token|secret|password|passwd|credentials?)$")
+"""The last word of a name that holds a secret: HF_TOKEN, WANDB_API_KEY, teacher.parameters.api_key; not max_tokens."""
+IN_URL = re.compile(r"(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -114,12 +116,16 @@ class RunRecord:
         self._write(state="running", step=step)
 
     def end(self, state: str, error: str = "", made_from: dict[str, Any] | None = None) -> None:
-        """The run ends as `done`, `stopped` (to go on later), `refused` (the user can mend it) or `failed`."""
-        done_nothing = not self.facts and state == "done"
-        if not done_nothing:
-            self.facts = self.facts or {"started": now(), "command": redacted(self.command), "step": ""}
-            extra: dict[str, Any] = {"ended": now()} | ({"error": error} if error else {})
-            self._write(state=state, **extra, **({"made_from": made_from} if made_from else {}))
+        """The run ends as `done`, `stopped` (to go on later), `refused` (the user can mend it) or `failed`.
+
+        One that ends before a step began to work says nothing of the run that the folder holds already.
+        """
+        if not self.facts:
+            if state == "done" or (self.folder / RECORD).is_file():
+                return
+            self.facts = {"started": now(), "command": redacted(self.command), "step": ""}
+        extra: dict[str, Any] = {"ended": now()} | ({"error": scrubbed(error)} if error else {})
+        self._write(state=state, **extra, **({"made_from": made_from} if made_from else {}))
 
     def _write(self, **facts: Any) -> None:
         self.facts |= facts
@@ -127,12 +133,42 @@ class RunRecord:
 
 
 def redacted(words: Sequence[str]) -> list[str]:
-    """A command line without the values of keys that name a secret."""
+    """A command line without the values of keys that name a secret, and without the secrets of the environment."""
     found = []
     for word in words:
         key, equals, _ = word.partition("=")
-        found.append(f"{key}=…" if equals and SECRET.search(key) else word)
+        found.append(f"{key}=…" if equals and SECRET.search(key) else scrubbed(word))
     return found
+
+
+def scrubbed(text: str) -> str:
+    """A text without the values of environment variables that name a secret, and without passwords in addresses."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and SECRET.search(name):
+            text = text.replace(value, "…")
+    return IN_URL.sub("…", text)
+
+
+def refuse_secrets(value: Any, place: str = "") -> None:
+    """A recipe is copied into artefacts, so it must hold no secret; `value` is the recipe as plain values.
+
+    Raises:
+        ValueError: a key that names a secret has a value, or an address holds a password.
+    """
+    if isinstance(value, dict):
+        for key, below in value.items():
+            where = f"{place}.{key}" if place else str(key)
+            if below and isinstance(below, str) and SECRET.search(where):
+                raise ValueError(
+                    f"{where}: a secret in a recipe would be written into artefacts; put it into an environment "
+                    "variable (an endpoint's key: the one that teacher.key_env names)"
+                )
+            refuse_secrets(below, where)
+    elif isinstance(value, list):
+        for position, below in enumerate(value):
+            refuse_secrets(below, f"{place}.{position}")
+    elif isinstance(value, str) and IN_URL.search(value):
+        raise ValueError(f"{place}: the address holds a password; put it into an environment variable")
 
 
 def environment() -> dict[str, Any]:

@@ -41,11 +41,8 @@ class Ledger:
             made_from: JSON facts that determine the result.
             share: whether other runs may reuse the result (its outputs lie outside the run folder).
         """
-        common = self.shared / f"{name}-{fingerprint(made_from)}.json"
         before = self.record(name)
-        record, reason = _usable(before, made_from)
-        if record is None and share and common.is_file():
-            record, reason = _usable(read_json(common), made_from)
+        record, reason = self._finished(name, made_from, share)
         if record is not None:
             self.say(name, f"skipped, finished before (took {record['seconds']:.1f} s)")
         else:
@@ -62,16 +59,16 @@ class Ledger:
             }
             self.say(name, f"done in {seconds:.1f} s")
             if share:
-                write_json(common, record)
+                write_json(self._common(name, made_from), record)
         if record != before:
             write_json(self._path(name), record)
         self.seconds[name] = record["seconds"]
         write_json(self.run / "timings.json", {**self.seconds, "total": round(sum(self.seconds.values()), 3)})
         return dict(record["result"])
 
-    def due(self, name: str, made_from: Mapping[str, Any]) -> bool:
-        """Whether this run's step of that name is still to be done, or to be done again."""
-        return _usable(self.record(name), made_from)[0] is None
+    def due(self, name: str, made_from: Mapping[str, Any], *, share: bool = False) -> bool:
+        """Whether the step of that name is still to be done, or to be done again."""
+        return self._finished(name, made_from, share)[0] is None
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The record of this run's last finished step of that name, whatever it was made from."""
@@ -88,6 +85,16 @@ class Ledger:
     def say(self, name: str, text: str) -> None:
         """One line on the terminal about a step."""
         say(self.console, name, text)
+
+    def _finished(self, name: str, made_from: Mapping[str, Any], share: bool) -> tuple[dict[str, Any] | None, str]:
+        record, reason = _usable(self.record(name), made_from)
+        common = self._common(name, made_from)
+        if record is None and share and common.is_file():
+            return _usable(read_json(common), made_from)
+        return record, reason
+
+    def _common(self, name: str, made_from: Mapping[str, Any]) -> Path:
+        return self.shared / f"{name}-{fingerprint(made_from)}.json"
 
     def _path(self, name: str) -> Path:
         return self.run / "steps" / f"{name}.json"

@@ -90,10 +90,3 @@ def test_an_unknown_command_is_refused() -> None:
     result = CliRunner().invoke(app, ["trian"])
     assert result.exit_code == 2
     assert "No such command 'trian'" in result.stderr
-
-
-def test_several_processes_on_one_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = CliRunner().invoke(app, ["run", "demo"])
-    assert result.exit_code == 2
-    assert "launched as 2 processes" in result.stderr
