@@ -122,7 +122,9 @@ class Endpoint:
         self._lock = threading.Lock()
         self._next_request = 0.0
         self._waiting = False
-        self._closed = threading.Event()
+        self._closed = False
+        self._stops: set[threading.Event] = set()
+        """One for each call under way: set, it ends the pauses of that call's requests."""
         self.width = 0
         self.width = self.encode_ids(self.tokenize([PROBE], [""])).shape[1]
 
@@ -140,6 +142,8 @@ class Endpoint:
         """
         texts = [row[: self.max_tokens].tobytes().decode("utf-8", "ignore") for row in ids]
         stop = threading.Event()
+        with self._lock:
+            self._stops.add(stop)
         jobs: list[Future[np.ndarray]] = []
         try:
             jobs += [self._pool.submit(self._batch, texts, *span, stop) for span in self._batches(ids)]
@@ -148,11 +152,16 @@ class Endpoint:
             stop.set()  # ends the pauses of the others where one failed
             for job in jobs:
                 job.cancel()
+            with self._lock:
+                self._stops.discard(stop)
         return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
 
     def close(self) -> None:
         """Give up what is under way: pauses end, and nothing more is asked."""
-        self._closed.set()
+        with self._lock:
+            self._closed = True
+            for stop in self._stops:
+                stop.set()
         self._client.close()
 
     def identity(self) -> dict[str, Any]:
@@ -177,7 +186,7 @@ class Endpoint:
         """The vectors of `texts[start:end]`, repeated until they come; a refused batch is halved to find the text."""
         began, pause, tries = time.monotonic(), FIRST_PAUSE_SECONDS, 0
         while True:
-            if stop.is_set() or self._closed.is_set():
+            if stop.is_set() or self._closed:
                 raise ValueError(f"{self.config.url}: given up, since another request failed")
             tries += 1
             try:

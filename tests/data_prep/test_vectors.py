@@ -139,4 +139,6 @@ def test_vectors_that_float16_cannot_hold_are_refused(tmp_path: Path, value: flo
 def test_rows_are_views_of_the_file(tmp_path: Path) -> None:
     add(tmp_path / "store", range(5))
     store = VectorStore.open(tmp_path / "store", TEACHER, WIDTH)
-    assert all(not vectors.flags.owndata and not vectors.flags.writeable for vectors in store._vectors)
+    columns = [column for shard in store.shards() for column in (shard.vectors_NE, shard.high_N, shard.low_N)]
+    assert columns
+    assert not any(column.flags.owndata or column.flags.writeable for column in columns)

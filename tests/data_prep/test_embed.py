@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import teacher as room
+from data_prep import embed as room
+from data_prep import units
 from data_prep.build import DataConfig, prepare
+from data_prep.embed import EmbedReport, embed_texts
 from data_prep.tables import Texts
-from data_prep.teacher import EmbedReport, TeacherConfig, embed_texts, load_teacher, teacher_identity, vector_keys
+from data_prep.teacher import TeacherConfig, load_teacher, teacher_identity, vector_keys
 from data_prep.vectors import VectorStore
 from embedding.config import parse_config
 from embedding.embedder import Embedder
@@ -48,7 +50,7 @@ def test_vectors_are_those_of_the_teacher(
 ) -> None:
     monkeypatch.setattr(room, "SHARD_TEXTS", 10)
     monkeypatch.setattr(room, "SHARD_TOKENS", 200)
-    monkeypatch.setattr(room, "WINDOW_TEXTS", 25)
+    monkeypatch.setattr(units, "UNIT_TEXTS", 25)
     report = embed_texts(teacher_config, texts, tmp_path, progress=False, embedder=teacher)
     assert (report.computed, report.reused) == (len(texts), 0)
     expected = teacher.encode(texts.texts.to_pylist())
@@ -66,12 +68,12 @@ def test_a_second_run_computes_nothing_and_new_texts_alone_are_computed(
     texts: Texts, teacher: Embedder, teacher_config: TeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = embed_texts(teacher_config, texts, tmp_path, progress=False, embedder=teacher)
-    files = {path: path.stat().st_mtime_ns for path in first.store.rglob("*")}
+    files = {path: path.stat().st_mtime_ns for path in first.store.glob("shards/*")}
     with monkeypatch.context() as patch:
         patch.setattr(teacher, "encode_ids", lambda *_, **__: pytest.fail("the teacher ran again"))
         second = embed_texts(teacher_config, texts, tmp_path, progress=False, embedder=teacher)
     assert (second.computed, second.reused, second.tokens) == (0, len(texts), 0)
-    assert files == {path: path.stat().st_mtime_ns for path in first.store.rglob("*")}
+    assert files == {path: path.stat().st_mtime_ns for path in first.store.glob("shards/*")}
     more = make_texts(tmp_path / "more", [*PAIRS, ("A new question here?", "And its new answer.")])
     third = embed_texts(teacher_config, more, tmp_path, progress=False, embedder=teacher)
     assert (third.computed, third.reused) == (2, len(texts))
@@ -142,11 +144,12 @@ def test_a_killed_run_loses_no_finished_shard(
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from data_prep import teacher as room
+from data_prep import embed as room
 from data_prep.tables import Texts
+from data_prep.teacher import TeacherConfig
 room.SHARD_TEXTS = 5
 texts = Texts.load(Path({str(data / "data" / "texts")!r}))
-room.embed_texts(room.TeacherConfig(max_tokens=48), texts, Path({str(tmp_path / "stores")!r}), progress=False)
+room.embed_texts(TeacherConfig(max_tokens=48), texts, Path({str(tmp_path / "stores")!r}), progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
