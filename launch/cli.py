@@ -11,6 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from launch.cli_options import launchable
+from launch.cli_runs import cancel, runs, status
+from launch.engine import Engine, Job, launch
+
 if TYPE_CHECKING:
     from launch.pipeline import Step
 
@@ -107,7 +111,8 @@ def demo(overrides: Overrides = None, resume: Resume = True) -> None:
 
 
 @app.command()
-def run(config: ConfigName, overrides: Overrides = None, resume: Resume = True) -> None:
+@launchable
+def run(config: ConfigName, engine: Engine, overrides: Overrides = None, resume: Resume = True) -> None:
     """Run a recipe from text to model: prepare, embed, tokenize, train, export, evaluate, report.
 
     A step whose inputs did not change since it finished is skipped.
@@ -119,12 +124,15 @@ def run(config: ConfigName, overrides: Overrides = None, resume: Resume = True) 
       eyas run mine.yaml name=wider student.width=512
 
       eyas run mine.yaml --restart
+
+      eyas run mine.yaml --on local --gpus 8
     """
-    _run(config, overrides, until="report", resume=resume)
+    _run(config, overrides, until="report", resume=resume, job=("run", engine))
 
 
 @app.command()
-def prepare(config: ConfigName, overrides: Overrides = None) -> None:
+@launchable
+def prepare(config: ConfigName, engine: Engine, overrides: Overrides = None) -> None:
     """Read the sources of a recipe into the tables of texts and examples.
 
     [bold]Examples[/]
@@ -132,25 +140,33 @@ def prepare(config: ConfigName, overrides: Overrides = None) -> None:
       eyas prepare mine.yaml
 
       eyas prepare mine.yaml data.sources.0.limit=1000
+
+      eyas prepare mine.yaml --on slurm --partition cpu
     """
-    _run(config, overrides, until="prepare")
+    _run(config, overrides, until="prepare", job=("prepare", engine))
 
 
 @app.command()
-def embed(config: ConfigName, overrides: Overrides = None) -> None:
+@launchable
+def embed(config: ConfigName, engine: Engine, overrides: Overrides = None) -> None:
     """Run the teacher over the texts that its store of vectors lacks, after preparing them.
+
+    On Slurm: an array of single processes, which share the texts without a word between them.
 
     [bold]Examples[/]
 
       eyas embed mine.yaml
 
       eyas embed mine.yaml teacher.model=microsoft/harrier-oss-v1-27b
+
+      eyas embed mine.yaml --on slurm --nodes 4 --gpus 8 --time 8:00:00
     """
-    _run(config, overrides, until="embed")
+    _run(config, overrides, until="embed", job=("embed", engine))
 
 
 @app.command()
-def train(config: ConfigName, overrides: Overrides = None, resume: Resume = True) -> None:
+@launchable
+def train(config: ConfigName, engine: Engine, overrides: Overrides = None, resume: Resume = True) -> None:
     """Train the student of a recipe and export it, after whatever of the steps before is not finished.
 
     [bold]Examples[/]
@@ -158,8 +174,12 @@ def train(config: ConfigName, overrides: Overrides = None, resume: Resume = True
       eyas train mine.yaml
 
       eyas train mine.yaml --restart seed=1
+
+      eyas train mine.yaml --on local --gpus 8
+
+      eyas train mine.yaml --on slurm --nodes 2 --gpus 8 --time 12:00:00 --dry-run
     """
-    _run(config, overrides, until="export", resume=resume)
+    _run(config, overrides, until="export", resume=resume, job=("train", engine))
 
 
 @app.command("eval")
@@ -173,11 +193,26 @@ def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
     _run(config, overrides, until="evaluate")
 
 
-def _run(
-    config: str, overrides: list[str] | None, until: "Step", resume: bool = True, queries: Sequence[str] = ()
-) -> None:
-    from launch.drive import drive
+app.command()(status)
+app.command()(cancel)
+app.add_typer(runs, name="runs")
 
-    code = drive(config, overrides or (), until, resume=resume, queries=queries)
+
+def _run(
+    config: str,
+    overrides: list[str] | None,
+    until: "Step",
+    resume: bool = True,
+    queries: Sequence[str] = (),
+    job: tuple[str, Engine] = ("", Engine()),
+) -> None:
+    command, engine = job
+    if engine.on is None:
+        from launch.drive import drive
+
+        code = drive(config, overrides or (), until, resume=resume, queries=queries)
+    else:
+        flags = () if resume else ("--restart",)
+        code = launch(Job(command, config, tuple(overrides or ()), flags), engine)
     if code:
         raise typer.Exit(code)

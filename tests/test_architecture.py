@@ -97,14 +97,16 @@ def dotted(node: ast.AST) -> str:
 
 
 def collectives(path: Path) -> list[int]:
-    """Lines that reach for torch.distributed, or for accelerate's gather and reduce."""
+    """Lines that reach for torch.distributed, or for accelerate's gather and reduce; starting processes is neither."""
     found = []
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             hit = any(alias.name.startswith("torch.distributed") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            hit = (node.module or "").startswith("torch.distributed") or (
-                node.module == "torch" and any(alias.name == "distributed" for alias in node.names)
+            module = node.module or ""
+            starts = re.match(r"torch\.distributed\.(run|launcher|elastic)\b", module)
+            hit = (module.startswith("torch.distributed") and not starts) or (
+                module == "torch" and any(alias.name == "distributed" for alias in node.names)
             )
         elif isinstance(node, ast.Attribute):
             hit = dotted(node) == "torch.distributed" or re.fullmatch(

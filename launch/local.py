@@ -1,0 +1,98 @@
+"""Several processes on this machine: torchrun, and again from the newest checkpoint when one of them dies."""
+
+import os
+import shlex
+import signal
+import sys
+import time
+
+from rich.console import Console
+
+from launch.engine import Engine, Job, assignments, check_port
+
+REFUSED, STOPPED, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
+"""Exit codes after which a job does not begin again: the user mends it, or starts it again."""
+GRACE = "600"
+"""Seconds that ranks have for their checkpoint when the whole job is asked to stop."""
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+console = Console(stderr=True)
+
+
+def torchrun_words(job: Job, engine: Engine) -> list[str]:
+    """The arguments of torchrun: one machine, one process per rank, no restarts of its own (it would also begin again
+    what was refused or asked to stop)."""
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port
+    if engine.port is not None:
+        meet = ["--master-addr", "127.0.0.1", "--master-port", str(engine.port)]
+    size = ["--nnodes", "1", "--nproc-per-node", str(engine.ranks)]
+    return [*meet, *size, "--max-restarts", "0", "--signals-to-handle", SIGNALS, "-m", "launch", *job.words()]
+
+
+def run(job: Job, engine: Engine) -> int:
+    """Run a job on this machine.
+
+    Raises:
+        ValueError: it has fewer GPUs, the port is in use, or several machines are asked for.
+    """
+    if engine.nodes > 1:
+        raise ValueError(f"--nodes {engine.nodes}: --on local is this machine alone; several need --on slurm")
+    for name in ("time", "partition", "sbatch"):
+        if getattr(engine, name):
+            raise ValueError(f"--{name} is for --on slurm")
+    environment = {**engine.environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE}
+    # torchrun sets it to 1 where it is not set, which leaves most of a CPU machine idle.
+    environment["OMP_NUM_THREADS"] = os.environ.get(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // engine.ranks))
+    )
+    words = torchrun_words(job, engine)
+    if engine.port is not None:
+        check_port(engine.port)
+    if engine.gpus:
+        _check_gpus(engine.gpus)
+    if engine.dry_run:
+        sys.stdout.write(f"{assignments(environment)} torchrun {shlex.join(words)}\n")
+        return 0
+    os.environ.update(environment)
+    for attempt in range(engine.restarts + 1):
+        code, said = _attempt(words)
+        if code in (0, REFUSED, STOPPED, INTERRUPTED):
+            return code
+        console.print(f"{time.strftime('%H:%M:%S')} {said}; the others were ended", style="yellow", soft_wrap=True)
+        if attempt < engine.restarts:
+            left = f"restart {attempt + 1} of {engine.restarts}"
+            console.print(f"starting again from the newest checkpoint: {left}", style="yellow", soft_wrap=True)
+    console.print("[bold red]error:[/] no restart is left (--restarts); finished steps and checkpoints are kept")
+    return 1
+
+
+def _check_gpus(wanted: int) -> None:
+    import torch
+
+    found = torch.cuda.device_count()
+    if wanted > found:
+        use = f"--gpus {found}" if found else "--procs N for processes on CPUs"
+        raise ValueError(f"--gpus {wanted}: this machine has {found} GPUs; use {use}")
+
+
+def _attempt(words: list[str]) -> tuple[int, str]:
+    """Run the ranks once: the exit code of the job, and what happened where it failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    config, command, arguments = config_from_args(get_args_parser().parse_args(words))
+    try:
+        elastic_launch(config, command)(*arguments)
+    except SignalException as stop:
+        return (INTERRUPTED if stop.sigval == signal.SIGINT else STOPPED), ""
+    except ChildFailedError as failed:
+        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+        for code in (REFUSED, STOPPED, INTERRUPTED):
+            if code in codes.values():
+                return code, ""
+        rank, failure = failed.get_first_failure()
+        how = f"was killed ({signal.Signals(-failure.exitcode).name})" if failure.exitcode < 0 else "failed"
+        return failure.exitcode, f"rank {rank} {how}, see logs/rank-{rank}.log in the run folder"
+    return 0, ""
