@@ -2,7 +2,8 @@
 
 The sequence of global batches is the same for any number of ranks, and any step can be jumped to at once.
 
-Shapes: B rows of a batch, N distinct texts in it, K distinct documents, X pairs, W ranks, n texts on each rank.
+Shapes: B rows of a batch, N distinct texts in it, K distinct documents, H negatives of a row, G graded pairs, X pairs,
+W ranks, n texts on each rank.
 """
 
 from collections import defaultdict
@@ -13,8 +14,8 @@ import numpy as np
 
 from data_prep.tables import Examples, Texts, Tokens
 from embedding.tokens import cut, plan_chunks
-from train.losses import PART_BITS
 from train.permutation import mix_int, permute
+from train.views import PART_BITS
 
 SLOTS = 4_096
 """Resolution of the mixture: a source's share is rounded to 1 / SLOTS."""
@@ -22,7 +23,7 @@ SLOTS = 4_096
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch, as positions into its own distinct texts; `train.losses.Views` explains the fields."""
+    """One global batch, as positions into its own distinct texts; `train.views.Views` explains the fields."""
 
     step: int
     text_N: np.ndarray
@@ -33,9 +34,12 @@ class Batch:
     query_B: np.ndarray
     document_K: np.ndarray
     positive_B: np.ndarray
+    negative_BH: np.ndarray
     excluded_X2: np.ndarray
     query_group_B: np.ndarray
     document_group_K: np.ndarray
+    graded_G2: np.ndarray
+    score_G: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,16 @@ class Sampler:
                 raise ValueError(f"batch_size {batch_size}: {what} has {limit} rows; set batch_size to at most {limit}")
         self._source_of, self._seen, self._quota = _schedule(raw, seed)
         self.rows_per_epoch = int(sizes[raw > 0].sum())
+        drawn_M = raw[examples.sources] > 0
+        paired_M, graded_M = examples.positives.counts > 0, np.isfinite(examples.scores)
+        hard_M = drawn_M & paired_M & ~graded_M & (examples.negatives.counts > 0)
+        self.rows_of_kind: dict[str, int] = {
+            "single": int((drawn_M & ~paired_M).sum()),
+            "pairs": int((drawn_M & paired_M & ~graded_M).sum()),
+            "negatives": int(hard_M.sum()) if negatives else 0,
+            "graded": int((drawn_M & paired_M & graded_M).sum()),
+        }
+        """Rows that are drawn from, by kind; those with negatives are pairs too."""
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step."""
@@ -145,24 +159,32 @@ class Sampler:
         return rows, epochs
 
     def _build(self, step: int, rows: np.ndarray, epochs: np.ndarray) -> Batch:
-        query, positive, owner, negative, also = [], [], [], [], []
+        query, positive, owner, negative, negative_of, also, graded = [], [], [], [], [], [], []
         for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True):
             positives, negatives = self.examples.positives_of(row), self.examples.negatives_of(row)
             query.append(self.examples.queries[row])
             if not len(positives):
                 continue
             turn = mix_int(self.seed, row, epoch)
+            chosen = positives[turn % len(positives)]
+            if np.isfinite(self.examples.scores[row]):  # a graded pair: how close it is, not that it belongs together
+                graded.append((query[-1], chosen, self.examples.scores[row]))
+                continue
             owner.append(len(query) - 1)
-            positive.append(positives[turn % len(positives)])
+            positive.append(chosen)
             also += [(len(owner) - 1, int(p)) for p in positives] if len(positives) > 1 else []
             count = min(self.negatives, len(negatives))
             negative += [negatives[(turn + j) % len(negatives)] for j in range(count)]
+            negative_of += [(len(owner) - 1, j) for j in range(count)]
         owner_B = np.array(owner, dtype=np.int64)
+        table_G3 = np.array(graded, dtype=np.float64).reshape(-1, 3)
+        of_pair = table_G3[:, 1].astype(np.int64)
         parts = [np.array(part, dtype=np.int64) for part in (query, positive, negative)]
-        text_N, inverse = np.unique(np.concatenate(parts), return_inverse=True)
-        query_at, positive_at, negative_at = np.split(inverse, np.cumsum([len(part) for part in parts])[:2])
+        text_N = np.unique(np.concatenate([*parts, of_pair]))
+        query_at, positive_at, negative_at, of_pair = (np.searchsorted(text_N, part) for part in (*parts, of_pair))
         part_N = np.zeros(len(text_N), dtype=np.int64)
-        for at, bit in zip((query_at, positive_at, negative_at), PART_BITS.values(), strict=True):
+        roles = (query_at, np.concatenate([positive_at, of_pair]), negative_at)
+        for at, bit in zip(roles, PART_BITS.values(), strict=True):
             np.bitwise_or.at(part_N, at, bit)
         document_K = np.unique(np.concatenate([positive_at, negative_at]))
         positive_B = np.searchsorted(document_K, positive_at)
@@ -173,6 +195,10 @@ class Sampler:
         excluded |= self._other_positives(also, text_N[document_K])
         excluded |= self._same_text(text_N[query_B], text_N[document_K])
         excluded |= _second_groups(group_B, positive_B, group_K)
+        negative_BH = np.full((len(owner), self.negatives), -1, dtype=np.int64)
+        for (b, j), k in zip(negative_of, np.searchsorted(document_K, negative_at).tolist(), strict=True):
+            if (b, k) not in excluded and k != positive_B[b]:
+                negative_BH[b, j] = k
         return Batch(
             step=step,
             text_N=text_N,
@@ -181,9 +207,12 @@ class Sampler:
             query_B=query_B,
             document_K=document_K,
             positive_B=positive_B,
+            negative_BH=negative_BH,
             excluded_X2=np.array(sorted(excluded), dtype=np.int64).reshape(-1, 2),
             query_group_B=group_B,
             document_group_K=group_K,
+            graded_G2=np.stack([np.searchsorted(text_N, table_G3[:, 0].astype(np.int64)), of_pair], axis=1),
+            score_G=table_G3[:, 2].astype(np.float32),
         )
 
     @staticmethod

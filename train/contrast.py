@@ -1,17 +1,52 @@
-"""InfoNCE without the B x K score matrix: tiles of scores, an online log-sum-exp, a backward that repeats the tiles.
+"""Sums over all candidates of a contrastive loss without the b x K score matrix: tiles of scores, an online
+log-sum-exp, a backward that repeats the tiles.
 
 Memory grows as B * D instead of B * K (the idea of Inf-CL, arXiv:2410.17243, on one device's rows). All arithmetic is
 fp32: in bf16 similarities tie.
 
-Shapes: b queries of this rank, K documents, D width, X excluded pairs.
+Shapes: b rows of this rank, K candidates, D width, E teacher width, X excluded pairs.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 TILE = 2_048
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A teacher's view of rows and candidates: a candidate that it finds closer than `limit_b` is left out."""
+
+    row_bE: Tensor
+    candidate_KE: Tensor
+    limit_b: Tensor
+
+
+@dataclass(frozen=True)
+class Usable:
+    """Which candidates count for which row, said without a b x K matrix."""
+
+    excluded_X2: Tensor
+    """(row, candidate) pairs that are left out."""
+    same: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Codes of rows [b] and of candidates [K]: a pair is left out where they are equal and not negative."""
+    positive_b: Tensor | None = None
+    """The candidate that always counts."""
+    limit_b: Tensor | None = None
+    """Similarities above it are left out: candidates that are probably no negatives."""
+    guide: Guide | None = None
+
+
+def log_sums(row_bD: Tensor, candidate_KD: Tensor, temperature: float, usable: Usable, hardness: float = 0.0) -> Tensor:
+    """log sum_k w exp(s_ik / t) over a row's usable candidates: [b]; -inf for a row that has none.
+
+    w = exp(hardness * stopgrad s_ik), and 1 for the positive.
+    """
+    sums: Tensor = _LogSum.apply(row_bD, candidate_KD, temperature, usable, hardness)  # type: ignore[no-untyped-call]
+    return sums
 
 
 def info_nce_rows(
@@ -22,76 +57,81 @@ def info_nce_rows(
     excluded_X2: Tensor,
     query_group_b: Tensor,
     document_group_K: Tensor,
+    *,
+    margin: float | None = None,
+    guide: Guide | None = None,
+    hardness: float = 0.0,
 ) -> Tensor:
     """-log softmax of each query's positive among its usable documents: [b].
 
-    `excluded_X2` holds (query, document) pairs, sorted by query, that are left out of a query's documents; so is every
-    document of the query's own group. The positive itself always counts.
+    `excluded_X2` holds (query, document) pairs that are left out of a query's documents; so is every document of the
+    query's own group, every one closer than its positive by more than `margin`, and what the `guide` objects to. The
+    positive itself always counts.
     """
-    rows: Tensor = _InfoNCE.apply(  # type: ignore[no-untyped-call]
-        query_bD, document_KD, positive_b, temperature, excluded_X2, query_group_b, document_group_K
-    )
-    return rows
+    best_b = (query_bD.float() * document_KD[positive_b].float()).sum(dim=1)
+    limit_b = None if margin is None else best_b.detach() + margin
+    usable = Usable(excluded_X2, ((query_group_b, document_group_K),), positive_b, limit_b, guide)
+    return log_sums(query_bD, document_KD, temperature, usable, hardness) - best_b / temperature
 
 
-class _InfoNCE(torch.autograd.Function):
+class _LogSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query_bD: Tensor,
-        document_KD: Tensor,
-        positive_b: Tensor,
-        temperature: float,
-        excluded_X2: Tensor,
-        query_group_b: Tensor,
-        document_group_K: Tensor,
+        ctx: Any, row_bD: Tensor, candidate_KD: Tensor, temperature: float, usable: Usable, hardness: float
     ) -> Tensor:
-        queries, documents = query_bD.float(), document_KD.float()
-        tables = (positive_b, excluded_X2, query_group_b, document_group_K)
-        log_sum_b = queries.new_full((len(queries),), -torch.inf)
-        for row in range(0, len(queries), TILE):
+        rows, candidates = row_bD.float(), candidate_KD.float()
+        log_sum_b = rows.new_full((len(rows),), -torch.inf)
+        for row in range(0, len(rows), TILE):
             at = slice(row, row + TILE)
-            for column in range(0, len(documents), TILE):
-                scores = _scores(queries, documents, temperature, row, column, tables)
+            for column in range(0, len(candidates), TILE):
+                scores = _scores(rows, candidates, temperature, row, column, usable, hardness)
                 log_sum_b[at] = torch.logaddexp(log_sum_b[at], scores.logsumexp(dim=1))
-        best_b = (queries * documents[positive_b]).sum(dim=1) / temperature
-        ctx.save_for_backward(query_bD, document_KD, log_sum_b, *tables)
-        ctx.temperature = temperature
-        return log_sum_b - best_b
+        ctx.save_for_backward(row_bD, candidate_KD, log_sum_b)
+        ctx.temperature, ctx.usable, ctx.hardness = temperature, usable, hardness
+        return log_sum_b
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query_bD, document_KD, log_sum_b, *tables = ctx.saved_tensors
-        queries, documents, positive_b = query_bD.float(), document_KD.float(), tables[0]
+        row_bD, candidate_KD, log_sum_b = ctx.saved_tensors
+        rows, candidates = row_bD.float(), candidate_KD.float()
         scale_b1 = (grads[0] / ctx.temperature).unsqueeze(1)
-        # d(-s+)/dq = -d+, d(-s+)/dd+ = -q; then softmax-weighted documents and queries, tile by tile
-        grad_query = -documents[positive_b] * scale_b1
-        grad_document = torch.zeros_like(documents).index_add_(0, positive_b, -queries * scale_b1)
-        for row in range(0, len(queries), TILE):
+        log_sum_b = log_sum_b.nan_to_num(neginf=0.0)  # a row without a candidate: all of its scores are -inf
+        grad_row, grad_candidate = torch.zeros_like(rows), torch.zeros_like(candidates)
+        for row in range(0, len(rows), TILE):
             at = slice(row, row + TILE)
-            for column in range(0, len(documents), TILE):
-                scores = _scores(queries, documents, ctx.temperature, row, column, tuple(tables))
+            for column in range(0, len(candidates), TILE):
+                scores = _scores(rows, candidates, ctx.temperature, row, column, ctx.usable, ctx.hardness)
                 share = scores.sub_(log_sum_b[at, None]).exp_().mul_(scale_b1[at])
                 there = slice(column, column + TILE)
-                grad_query[at] += share @ documents[there]
-                grad_document[there] += share.T @ queries[at]
-        return grad_query.to(query_bD.dtype), grad_document.to(document_KD.dtype), None, None, None, None, None
+                grad_row[at] += share @ candidates[there]
+                grad_candidate[there] += share.T @ rows[at]
+        return grad_row.to(row_bD.dtype), grad_candidate.to(candidate_KD.dtype), None, None, None
 
 
 def _scores(
-    queries: Tensor, documents: Tensor, temperature: float, row: int, column: int, tables: tuple[Tensor, ...]
+    rows: Tensor, candidates: Tensor, temperature: float, row: int, column: int, usable: Usable, hardness: float
 ) -> Tensor:
-    """One tile of scaled scores, -inf where a document is no candidate of a query."""
-    positive_b, excluded_X2, query_group_b, document_group_K = tables
+    """One tile of scaled scores, -inf where a candidate does not count for a row."""
     here, there = slice(row, row + TILE), slice(column, column + TILE)
-    scores = (queries[here] @ documents[there].T).div_(temperature)
-    group_b = query_group_b[here, None]
-    left_out = (group_b >= 0) & (group_b == document_group_K[None, there])
-    if len(excluded_X2):
-        x, k = excluded_X2[:, 0] - row, excluded_X2[:, 1] - column
+    scores = rows[here] @ candidates[there].T
+    left_out = torch.zeros_like(scores, dtype=torch.bool)
+    for code_b, code_K in usable.same:
+        left_out |= (code_b[here, None] >= 0) & (code_b[here, None] == code_K[None, there])
+    if len(usable.excluded_X2):
+        x, k = usable.excluded_X2[:, 0] - row, usable.excluded_X2[:, 1] - column
         inside = (x >= 0) & (x < scores.shape[0]) & (k >= 0) & (k < scores.shape[1])
         left_out[x[inside], k[inside]] = True
-    positive = positive_b[here] - column
-    inside = (positive >= 0) & (positive < scores.shape[1])
-    left_out[inside.nonzero().squeeze(1), positive[inside]] = False
-    return scores.masked_fill_(left_out, -torch.inf)
+    if usable.limit_b is not None:
+        left_out |= scores > usable.limit_b[here, None]
+    if (guide := usable.guide) is not None:
+        left_out |= guide.row_bE[here] @ guide.candidate_KE[there].T > guide.limit_b[here, None]
+    factor = scores.new_full((), 1 / temperature + hardness).expand_as(scores)
+    if usable.positive_b is not None:
+        at = usable.positive_b[here] - column
+        inside = (at >= 0) & (at < scores.shape[1])
+        i, k = inside.nonzero().squeeze(1), at[inside]
+        left_out[i, k] = False
+        if hardness:
+            factor = factor.clone()
+            factor[i, k] = 1 / temperature
+    return scores.mul_(factor).masked_fill_(left_out, -torch.inf)

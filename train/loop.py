@@ -31,7 +31,7 @@ from train.checkpoint import (
 from train.clock import Clock
 from train.distributed import any_rank, broadcast_object, from_main, join, whole, world_size
 from train.optim import build_optimizer
-from train.plan import Inputs, StagePlan, check_prompts, checkpoint_identity, plan_stages
+from train.plan import Inputs, StagePlan, check_prompts, check_widths, checkpoint_identity, plan_stages
 from train.recipe import BuiltStudent, Recipe
 from train.static_start import static_start
 from train.step import Memory, TrainState, Work, prepare_work, train_step
@@ -80,6 +80,7 @@ def train(
     accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available())
     plans = plan_stages(recipe, inputs)
     check_prompts(plans, inputs.texts, student.embedder)
+    check_widths(plans, student.embedder)
     watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate)
     job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, watch)
     with accelerator.main_process_first():
@@ -186,8 +187,9 @@ def _run_stage(
     tracking, metrics = job.recipe.tracking, {}
     for work in _read_ahead(job.inputs, plan, begin):
         state.clock.lap("data")
-        metrics = train_step(state, work)
         step = plan.start + work.batch.step + 1
+        state.probe = tracker.due(step)
+        metrics = train_step(state, work)
         tracker.step(step, plan.stage.name, metrics, work, state)
 
         # -------------------------------------------------------------- evaluate: changes nothing of the training

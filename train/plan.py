@@ -10,7 +10,7 @@ from data_prep.tables import Examples, Texts, Tokens
 from embedding.embedder import Embedder
 from train.batches import Sampler
 from train.distributed import world_size
-from train.losses import InfoNCE, Match
+from train.losses import Own, asked_for
 from train.permutation import mix_int
 from train.recipe import BuiltStudent, Recipe, Stage
 
@@ -68,7 +68,7 @@ def plan_stages(recipe: Recipe, inputs: Inputs) -> list[StagePlan]:
                 alpha=stage.alpha,
                 one_source=stage.one_source,
             )
-            _check(stage, recipe, inputs)
+            _check(stage, recipe, inputs, sampler)
         except ValueError as error:
             raise ValueError(f"stage {stage.name!r}: {error}") from None
         start = plans[-1].end if plans else 0
@@ -107,7 +107,7 @@ def _steps(stage: Stage, sampler: Sampler) -> int:
     return max(1, round(stage.epochs * sampler.rows_per_epoch / stage.batch_size))
 
 
-def _check(stage: Stage, recipe: Recipe, inputs: Inputs) -> None:
+def _check(stage: Stage, recipe: Recipe, inputs: Inputs, sampler: Sampler) -> None:
     if stage.batch_size % world_size():
         raise ValueError(f"batch_size {stage.batch_size}: expected a multiple of the {world_size()} ranks")
     if stage.max_tokens > recipe.student.max_tokens:
@@ -117,7 +117,50 @@ def _check(stage: Stage, recipe: Recipe, inputs: Inputs) -> None:
         raise ValueError(
             "student.start.init is static, which is fitted to the teacher's vectors; run the embed step first"
         )
-    if any(isinstance(loss, Match) for loss in stage.losses) and inputs.vectors is None:
-        raise ValueError("a match loss needs the teacher's vectors; run the embed step first")
-    if any(isinstance(loss, InfoNCE) for loss in stage.losses) and not inputs.examples.positives.values.size:
-        raise ValueError("an info_nce loss needs rows with a positive; the data has single texts only, use match")
+    _check_losses(stage, inputs, sampler)
+
+
+def _check_losses(stage: Stage, inputs: Inputs, sampler: Sampler) -> None:
+    """Every loss must get what it asks for: single texts go to match, pairs to info_nce, graded pairs to cosent."""
+    rows = sampler.rows_of_kind
+    found = ", ".join(f"{count:,} {kind}" for kind, count in rows.items() if count) or "no rows"
+    for loss in stage.losses:
+        if isinstance(loss, Own):
+            loss.load()
+        for need in sorted(loss.asks()):
+            if need in ("teacher", "teacher_of_all"):
+                if inputs.vectors is None:
+                    raise ValueError(f"a {loss.kind} loss needs the teacher's vectors; run the embed step first")
+            elif not rows[need]:
+                what = {
+                    "pairs": "rows with a positive and without a score",
+                    "negatives": "rows with negatives (and `negatives` above 0)",
+                    "graded": "rows with a score",
+                }[need]
+                raise ValueError(
+                    f"a {loss.kind} loss needs {what}, and its sources have none ({found}); give the stage such a "
+                    "source or leave the loss out"
+                )
+    takes_all = any(loss.kind in ("match", "gram", "relative", "spread", "own") for loss in stage.losses)
+    asked = asked_for(stage.losses)
+    for kind in ("single", "pairs", "graded"):
+        if rows[kind] and not takes_all and kind not in asked:
+            raise ValueError(
+                f"no loss of the stage learns from its {rows[kind]:,} {kind} rows; add one (match for single texts, "
+                "info_nce for pairs, cosent for graded rows) or leave their source out"
+            )
+
+
+def check_widths(plans: Sequence[StagePlan], embedder: Embedder) -> None:
+    """Every Matryoshka width must be one of the student's.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for plan in plans:
+        for loss in plan.stage.losses:
+            if any(width >= embedder.width for width in loss.widths):
+                raise ValueError(
+                    f"stage {plan.stage.name!r}: {loss.kind} is asked for at the widths {loss.widths}; expected widths "
+                    f"below the student's {embedder.width}"
+                )

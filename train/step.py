@@ -3,7 +3,7 @@
 Shapes: N texts of the global batch, n of them on this rank, D student width, E teacher width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +16,12 @@ from embedding.tokens import chunk_tokens
 from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
 from train.distributed import gather_rows, rank, sum_over_ranks, world_size
-from train.losses import Loss, Views, loss_part
+from train.losses import Loss, asked_for, loss_part, projected_widths
 from train.optim import learning_rate, set_learning_rate
 from train.permutation import mix_int
 from train.plan import TeacherVectors
 from train.recipe import Stage
+from train.views import Views
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class TrainState:
     seed: int
     clock: Clock
     say: Callable[[str], None]
+    probe: bool = False
+    """Whether the next step also measures the gradient norm of each loss."""
 
     def padded_tokens(self, work: Work) -> int:
         """Tokens the model computes for a batch, padding included, over all ranks (each pads alike)."""
@@ -131,17 +134,22 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     kept = state.memory.kept(chunks, work.share.longest_n)
     with state.accelerator.autocast():
         order_n = np.concatenate(chunks)
-        vectors_nD, projected_nE = state.student([[work.rows[i] for i in chunk] for chunk in chunks], kept)
+        widths = projected_widths(stage.losses)
+        vectors_nD, projected_VnE = state.student([[work.rows[i] for i in chunk] for chunk in chunks], kept, widths)
     back_n = torch.from_numpy(np.argsort(order_n)).to(vectors_nD.device)
     clock.lap("forward")
 
     # ------------------------------------------------------------------ gather: the only gradients that cross ranks
-    views = make_views(work, vectors_nD[back_n], projected_nE[back_n])
+    ordered_nD, ordered_VnE = vectors_nD[back_n], projected_VnE[:, back_n]
+    cuts = dict(zip(widths, ordered_VnE[1:], strict=False))
+    everything = "teacher_of_all" in asked_for(stage.losses)
+    views = make_views(work, ordered_nD, ordered_VnE[0], cuts, state.seed, gather_teacher=everything)
     clock.lap("communication")
 
     # ------------------------------------------------------------------ lose: parts of means over the global batch
     terms = {f"loss/{i}_{loss.kind}": loss_part(loss, views) for i, loss in enumerate(stage.losses)}
-    total = _weighted(stage.losses, list(terms.values()))
+    total, weighted = _weighted(stage.losses, list(terms.values()), step, state.steps)
+    norms = _gradient_norms(weighted, vectors_nD, stage.losses) if state.probe else {}
     clock.lap("loss")
 
     # ------------------------------------------------------------------ back: DDP averages over ranks, hence the factor
@@ -151,7 +159,7 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     # ------------------------------------------------------------------ update
     norm = state.accelerator.clip_grad_norm_(state.student.parameters(), stage.clip)
     values = sum_over_ranks(torch.stack([total, *terms.values()])).tolist()
-    metrics = dict(zip(["loss", *terms], values, strict=True)) | {"grad_norm": float(norm)}
+    metrics = dict(zip(["loss", *terms], values, strict=True)) | {"grad_norm": float(norm)} | norms
     if not np.isfinite(list(metrics.values())).all():
         raise ValueError(
             f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}); the weights are those "
@@ -165,31 +173,63 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     return metrics
 
 
-def make_views(work: Work, vectors_nD: Tensor, projected_nE: Tensor) -> Views:
-    """Gather the batch's texts and lay out what the losses look at; inputs in the order of `share.mine_n`."""
+def make_views(
+    work: Work,
+    vectors_nD: Tensor,
+    projected_nE: Tensor,
+    cuts: Mapping[int, Tensor] | None = None,
+    seed: int = 0,
+    *,
+    gather_teacher: bool = False,
+) -> Views:
+    """Gather the batch's texts and lay out what the losses look at; inputs in the order of `share.mine_n`.
+
+    `gather_teacher`: the teacher's vectors of all texts too, N * E numbers on every rank.
+    """
     batch, mine, device = work.batch, work.share, vectors_nD.device
 
     def tensor(x: np.ndarray) -> Tensor:
         return torch.from_numpy(x).to(device, non_blocking=True)
 
-    total, ranks = len(batch.query_B), world_size()
-    bounds = [total * r // ranks for r in range(ranks + 1)]
+    where_N = tensor(mine.where_N)
     part_n = np.where(mine.filler_n, 0, batch.part_N[mine.mine_n])
+    teacher_nE = None if work.teacher_nE is None else work.teacher_nE.to(device, non_blocking=True)
     return Views(
-        text_ND=gather_rows(vectors_nD.float())[tensor(mine.where_N)],
+        text_ND=gather_rows(vectors_nD.float())[where_N],
         part_N=tensor(batch.part_N),
         query_B=tensor(batch.query_B),
         document_K=tensor(batch.document_K),
         positive_B=tensor(batch.positive_B),
+        negative_BH=tensor(batch.negative_BH),
         excluded_X2=tensor(batch.excluded_X2),
         query_group_B=tensor(batch.query_group_B),
         document_group_K=tensor(batch.document_group_K),
-        rows=slice(bounds[rank()], bounds[rank() + 1]),
+        graded_G2=tensor(batch.graded_G2),
+        score_G=tensor(batch.score_G),
+        rank=rank(),
+        ranks=world_size(),
+        seed=mix_int(seed, batch.step),
         local_nE=projected_nE.float(),
         local_part_n=tensor(part_n),
-        teacher_nE=None if work.teacher_nE is None else work.teacher_nE.to(device, non_blocking=True),
+        teacher_nE=teacher_nE,
+        teacher_NE=gather_rows(teacher_nE)[where_N] if gather_teacher and teacher_nE is not None else None,
+        cuts={width: cut.float() for width, cut in (cuts or {}).items()},
     )
 
 
-def _weighted(losses: Sequence[Loss], parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack([loss.weight * part for loss, part in zip(losses, parts, strict=True)]).sum()
+def _weighted(losses: Sequence[Loss], parts: Sequence[Tensor], step: int, steps: int) -> tuple[Tensor, list[Tensor]]:
+    weighted = [loss.weight_at(step, steps) * part for loss, part in zip(losses, parts, strict=True)]
+    return torch.stack(weighted).sum(), weighted
+
+
+def _gradient_norms(weighted: Sequence[Tensor], vectors_nD: Tensor, losses: Sequence[Loss]) -> dict[str, float]:
+    """The norm of each weighted loss's gradient with respect to the vectors of the global batch, before projection and
+    gather: what the losses pull at the student with, at the cost of their own backward passes, without the model's."""
+    if not vectors_nD.requires_grad:
+        return {}  # the student is frozen, only the projection learns
+    squares = []
+    for part in weighted:
+        grad = torch.autograd.grad(part, vectors_nD, retain_graph=True, allow_unused=True)[0]
+        squares.append(vectors_nD.new_zeros(()) if grad is None else grad.float().square().sum())
+    norms = sum_over_ranks(torch.stack(squares)).sqrt().tolist()
+    return {f"grad/{i}_{loss.kind}": norm for (i, loss), norm in zip(enumerate(losses), norms, strict=True)}

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedM
 from embedding.embedder import Embedder
 from embedding.instruction import Template
 from embedding.layout import resolve_model
+from embedding.pooling import truncate
 from embedding.tokens import append_eos, specials
 from train.permutation import mix_int
 from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
@@ -33,8 +34,13 @@ class Student(nn.Module):
             self.projection = nn.Linear(embedder.width, teacher_width, bias=False)
             nn.init.orthogonal_(self.projection.weight)
 
-    def forward(self, chunks: Sequence[Sequence[np.ndarray]], kept: int) -> tuple[Tensor, Tensor]:
-        """Id rows, already cut, chunk after chunk -> vectors [n, D] in that order, and projected [n, E], both fp32.
+    def forward(
+        self, chunks: Sequence[Sequence[np.ndarray]], kept: int, widths: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Id rows, already cut, chunk after chunk -> vectors [n, D] in that order, and projected [V, n, E], both fp32.
+
+        Of the V views the first is the whole vector; one for each of `widths` follows, cut to it and at unit norm again
+        before the projection (its first columns). Without a projection there is only the first, the vectors themselves.
 
         One graph, so every gradient is reduced once however many chunks there are. The activations of the first `kept`
         chunks stay in memory; the others are recomputed in the backward pass with the same random numbers.
@@ -47,9 +53,11 @@ class Student(nn.Module):
         ]
         vectors_nD = torch.cat(parts)
         if self.projection is None:
-            return vectors_nD, vectors_nD
+            return vectors_nD, vectors_nD[None]
         with torch.autocast(vectors_nD.device.type, enabled=False):
-            return vectors_nD, self.projection(vectors_nD)
+            pad = torch.nn.functional.pad
+            cuts = [pad(truncate(vectors_nD, width), (0, vectors_nD.shape[1] - width)) for width in widths]
+            return vectors_nD, torch.stack([self.projection(x_nD) for x_nD in (vectors_nD, *cuts)])
 
 
 def training_flops(embedder: Embedder, length_N: np.ndarray) -> float:

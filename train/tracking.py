@@ -64,13 +64,17 @@ class Tracker:
         """One line on the terminal."""
         self._console.print(text, highlight=False)
 
+    def due(self, step: int) -> bool:
+        """Whether a line is written after this step."""
+        return step % self._every == 0 or step == self.steps
+
     def step(self, step: int, stage: str, metrics: dict[str, float], work: Work, state: TrainState) -> None:
         """Note a finished step; writes a line when it is due."""
         self._tokens += int(work.batch.length_N.sum())
         self._padded += state.padded_tokens(work)
         self._flops += training_flops(state.embedder, work.batch.length_N)
         self._progress.update(self._task, completed=step, stage=stage)
-        if step % self._every and step != self.steps:
+        if not self.due(step):
             return
         laps = state.clock.seconds()
         state.clock.start()

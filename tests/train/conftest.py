@@ -28,6 +28,7 @@ class Row:
     negatives: list[str]
     group: int = -1
     source: str = "docs"
+    score: float = float("nan")
 
 
 def docstring_rows() -> list[Row]:
@@ -63,7 +64,7 @@ def make_inputs(rows: list[Row], teacher: Embedder, student: StudentConfig) -> I
         flat = [row for rows in lists for row in rows]
         return Ragged.of(np.array(flat, dtype=np.int64), np.array([len(x) for x in lists])).to_arrow()
 
-    columns = [query, ragged(positives), ragged(negatives), [float("nan")] * len(rows)]
+    columns = [query, ragged(positives), ragged(negatives), [r.score for r in rows]]
     example_table = pa.table([*columns, [r.group for r in rows], [r.source for r in rows]], schema=EXAMPLES)
     template = student.template or Template()
     prompts = [template.prompt(role, task) for role, task in zip(roles, tasks, strict=True)]

@@ -148,3 +148,32 @@ def test_ranks_share_every_text_once_with_equal_chunks_and_about_equal_tokens(
         assert len({len(s.chunks(budget, packed=packed)) for s in shares}) == 1
     tokens = [int(length_N[s.mine_n[~s.filler_n]].sum()) for s in shares]
     assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_graded_pairs_are_not_contrasted_and_own_negatives_are_known(
+    teacher: Embedder, student_config: StudentConfig
+) -> None:
+    rows = [
+        Row("close", ["near"], [], score=4.5),
+        Row("q", ["d"], ["hard", "harder"]),
+        Row("r", ["e"], ["hard"]),
+        Row("far", ["away"], ["ignored"], score=0.5),
+    ]
+    inputs = make_inputs(rows, teacher, student_config)
+    drawn = sampler(inputs, batch_size=4, negatives=2)
+    batch = drawn.batch(0)
+    graded = {
+        (words(inputs, batch, int(a)), words(inputs, batch, int(b))): float(score)
+        for (a, b), score in zip(batch.graded_G2, batch.score_G, strict=True)
+    }
+    assert graded == {("close", "near"): 4.5, ("far", "away"): 0.5}
+    documents = {words(inputs, batch, int(at)) for at in batch.document_K}
+    assert documents == {"d", "e", "hard", "harder"}
+    own = {
+        words(inputs, batch, int(batch.query_B[b])): {
+            words(inputs, batch, int(batch.document_K[k])) for k in batch.negative_BH[b] if k >= 0
+        }
+        for b in range(2)
+    }
+    assert own == {"q": {"hard", "harder"}, "r": {"hard"}}
+    assert drawn.rows_of_kind == {"single": 0, "pairs": 2, "negatives": 2, "graded": 2}

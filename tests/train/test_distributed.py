@@ -14,9 +14,10 @@ from torch import Tensor
 from benchmarks.processes import run_ranks
 from benchmarks.ranks import load_inputs, small_recipe, write_small_inputs
 from train.distributed import any_rank, broadcast_object, gather_rows, rank, sum_over_ranks, world_size
-from train.losses import PART_BITS, info_nce_part
+from train.losses_labels import info_nce_part
 from train.plan import plan_stages
 from train.step import Work, make_views, prepare_work
+from train.views import PART_BITS
 
 WIDTH = 16
 

