@@ -11,8 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import multiprocessing
+from torch.multiprocessing.spawn import start_processes
+
+from train.distributed import leave
 
 Work = Callable[..., Any]
 PRELOAD = ["train.loop", "transformers.models.bert.modeling_bert", "transformers.models.qwen3.modeling_qwen3"]
@@ -38,7 +40,7 @@ def run_alone(count: int, work: Work, *arguments: Any, seconds: float = 300.0) -
 
 def start(work: Work, *arguments: Any) -> BaseProcess:
     """Start `work(*arguments)` in a process of its own, one thread, for the caller to watch, signal and join."""
-    process = _server().Process(target=_single_thread, args=(work, arguments))
+    process: BaseProcess = _server().Process(target=_single_thread, args=(work, arguments))
     process.start()
     return process
 
@@ -58,7 +60,7 @@ def _single_thread(work: Work, arguments: tuple[Any, ...]) -> None:
 def _run(count: int, kind: str, work: Work, arguments: tuple[Any, ...], seconds: float) -> list[Any]:
     _server()
     with TemporaryDirectory() as folder, _free_port() as port:
-        context = multiprocessing.start_processes(
+        context: Any = start_processes(  # type: ignore[no-untyped-call]
             _entry,
             (count, kind, port, folder, work, arguments),
             nprocs=count,
@@ -80,8 +82,7 @@ def _entry(rank: int, count: int, kind: str, port: int, folder: str, work: Work,
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.save(work(*arguments), Path(folder, f"{rank}.pt"))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from data_prep.teacher import TeacherConfig
 from embedding.embedder import Embedder
 from embedding.instruction import Template
 from train.clock import Clock
+from train.distributed import world_size
 from train.loop import train
 from train.losses import InfoNCE, Match
 from train.plan import Inputs, StagePlan, plan_stages
@@ -147,27 +148,26 @@ def fsdp_under_sgd(folder: str, steps: int) -> dict[str, Any]:
     accelerator = Accelerator(cpu=True)
     inputs, plan, student = _start(folder, steps)
     shard(student)
-    parameters = list(student.parameters())
-    sharded = all(isinstance(parameter, DTensor) for parameter in parameters)
-    mine = sum(parameter.to_local().numel() for parameter in parameters)
+    parameters: list[Tensor] = list(student.parameters())
+    shards = [parameter.to_local() for parameter in parameters if isinstance(parameter, DTensor)]
     with Collectives() as collectives:
         result = _sgd(accelerator, student, student, inputs, plan, steps)
     return {
         **result,
         "weights": {name: tensor.full_tensor() for name, tensor in student.state_dict().items()},
-        "sharded": sharded,
-        "share": mine / sum(parameter.numel() for parameter in parameters),
+        "sharded": len(shards) == len(parameters),
+        "share": sum(part.numel() for part in shards) / sum(parameter.numel() for parameter in parameters),
         "collectives": dict(collectives.counts),
         "backend": dist.get_backend(),
         "ranks": dist.get_world_size(),
     }
 
 
-class Collectives(TorchDispatchMode):
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the collectives inside the block by name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -180,7 +180,8 @@ def shard(student: Student) -> None:
     """FSDP2: each layer by itself, the rest with the whole. Gloo long knew no average and summed in silence; so sums
     are asked for everywhere, and FSDP divides them itself."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in student.embedder.backbone.layers:
+    backbone: Any = student.embedder.backbone
+    for layer in backbone.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)
     for module in student.modules():
@@ -236,7 +237,7 @@ def _bytes_share(
 ) -> float:
     sent = 0
 
-    def count(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def count(_: object, bucket: Any) -> Any:
         nonlocal sent
         buffer = bucket.buffer()
         sent += buffer.numel() * buffer.element_size()
@@ -245,7 +246,8 @@ def _bytes_share(
 
     wrapped.register_comm_hook(None, count)
     _sgd(accelerator, wrapped, student, inputs, plan, steps)
-    return sent / (steps * sum(p.numel() * p.element_size() for p in wrapped.parameters() if p.requires_grad))
+    gradients = sum(p.numel() * p.element_size() for p in wrapped.parameters() if p.requires_grad)
+    return sent / (steps * gradients)
 
 
 def _teacher() -> Embedder:
@@ -272,7 +274,7 @@ def paced_steps(folder: str, batch: int, steps: int, max_tokens: int) -> float:
     start = time.perf_counter()
     for step in range(1, steps + 1):
         train_step(state, prepare_work(plan.sampler, None, step))
-    return batch / accelerator.num_processes * steps / (time.perf_counter() - start)
+    return batch / world_size() * steps / (time.perf_counter() - start)
 
 
 def efficiency(folder: str, *, rounds: int, batch: int, steps: int, max_tokens: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from benchmarks.ranks import small_recipe, write_small_inputs
 from embedding.embedder import Embedder
 from embedding.files import read_manifest
 from train.checkpoint import checkpoints
+from train.distributed import leave
 from train.loop import Preempted, train
 from train.recipe import Recipe, TrackingConfig
 from train.student import build_student
@@ -61,11 +62,12 @@ def run_to_end(folder: str, run: str, steps: int) -> None:
     student = build_student(settings.student, Embedder.from_pretrained(TEACHER), settings.seed)
     for module in student.modules():
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.1  # so that random numbers must be replayed too
+            setattr(module, "attention_dropout", 0.1)  # noqa: B010  # so that random numbers must be replayed too
     try:
         train(settings, student, load_inputs(Path(folder)), Path(run))
     except Preempted as stop:
         say(str(stop))
+        leave()
         sys.exit(PREEMPTED)
 
 
