@@ -12,6 +12,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from launch.cli_options import launchable
+from launch.cli_plan import plan
 from launch.cli_runs import cancel, runs, status
 from launch.engine import Engine, Job, launch
 
@@ -193,6 +194,7 @@ def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
     _run(config, overrides, until="evaluate")
 
 
+app.command()(plan)
 app.command()(status)
 app.command()(cancel)
 app.add_typer(runs, name="runs")

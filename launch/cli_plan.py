@@ -1,0 +1,188 @@
+"""`eyas plan`: what a recipe will take, and what will not fit, before any device is held."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from launch.forecast import Forecast, Lengths, OnGpu
+    from launch.gpus import Gpu
+    from train.recipe import Recipe
+
+DEFAULT_GPUS = ("H200", "H100", "A100-80", "L40S", "RTX4090")
+MFU = 0.4
+
+
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A recipe.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)] = None,
+    gpu: Annotated[list[str] | None, typer.Option(help="A kind of GPU, such as H100; may be repeated.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Assumed share of the published matrix rate that is reached.")
+    ] = MFU,
+    teacher_config: Annotated[
+        Path | None, typer.Option(exists=True, help="A config.json of a teacher that is not on this machine.")
+    ] = None,
+    teacher_parameters: Annotated[
+        float | None, typer.Option(min=1, help="Its number of parameters, such as 27e9, where nothing else is known.")
+    ] = None,
+    teacher_width: Annotated[int | None, typer.Option(min=1, help="The width of its vectors.")] = None,
+) -> None:
+    """Count texts and tokens, and estimate store, device-hours and memory of a recipe; say what will not fit.
+
+    Prepares the data where that was not done yet; loads no weights and needs no GPU. Exit code 1: something does not
+    fit on any of the GPUs asked for, or on the disk.
+
+    [bold]Examples[/]
+
+      eyas plan mine.yaml
+
+      eyas plan mine.yaml --gpu H100 --gpus 8
+
+      eyas plan mine.yaml teacher.model=microsoft/harrier-oss-v1-27b --teacher-parameters 27e9 --teacher-width 5376
+    """
+    from rich.console import Console
+
+    from data_prep.build import data_fingerprint, prepare
+    from embedding.config import load_config
+    from embedding.files import fingerprint
+    from launch.forecast import forecast
+    from launch.gpus import find_gpu
+    from launch.shapes import Known, known_model, shape_of_size, student_shape
+    from train.recipe import Recipe
+
+    console = Console()
+    kinds = [find_gpu(name) for name in gpu or DEFAULT_GPUS]
+    recipe = load_config(Recipe, config, overrides or ())
+    data = recipe.cache / "data" / fingerprint(data_fingerprint(recipe.data))
+    prepare(recipe.data, data)
+    teacher = Known(None, None)
+    if recipe.teacher.kind == "local" or teacher_config is not None:
+        teacher = known_model(recipe.teacher.model, recipe.teacher.revision, teacher_config)
+    if teacher.shape is None and teacher_parameters is not None:
+        shape = shape_of_size(round(teacher_parameters), teacher_width or 0)
+        teacher = Known(shape, teacher.tokenizer, teacher.why)
+    student = student_shape(recipe.student.start, teacher, known_model)
+    found = forecast(recipe, data, teacher, student, teacher_width)
+    raise typer.Exit(1 if show(console, recipe, found, kinds, gpus, mfu) else 0)
+
+
+def show(
+    console: "Console", recipe: "Recipe", found: "Forecast", kinds: "list[Gpu]", gpus: int, mfu: float
+) -> list[str]:
+    """Print it all; returns what does not fit anywhere."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from launch.forecast import teacher_on, training_on
+
+    facts = Table.grid(padding=(0, 2))
+    for name, text in _facts(recipe, found):
+        facts.add_row(f"[bold]{name}[/]", escape(text))
+    console.print(facts)
+    table = Table(title=f"\nOn {gpus} GPU{'s' if gpus > 1 else ''} of a kind", title_justify="left")
+    for column in ("GPU", "memory", "teacher needs", "device time", "training needs", "device time"):
+        table.add_column(column, justify="left" if column == "GPU" else "right")
+    teachers = {kind: teacher_on(kind, gpus, recipe, found, mfu) for kind in kinds}
+    trainings = {kind: training_on(kind, gpus, recipe, found, mfu) for kind in kinds}
+    for kind in kinds:
+        cells = [*_cells(teachers[kind]), *_cells(trainings[kind])]
+        table.add_row(kind.name, f"{kind.gigabytes:g} GB", *cells)
+    console.print(table)
+    for part, by_kind in (("teacher", teachers), ("training", trainings)):
+        for kind, on in by_kind.items():
+            if on is not None and on.change:
+                console.print(f"[red]does not fit:[/] {part} on {kind.name}: needs {on.gigabytes:.1f} GB; {on.change}")
+    for line in found.unknown:
+        console.print(f"[yellow]unknown:[/] {escape(line)}", soft_wrap=True)
+    if found.unknown and found.teacher is None and recipe.teacher.kind == "local":
+        console.print("  give --teacher-config config.json, or --teacher-parameters and --teacher-width", style="dim")
+    failures = [
+        part
+        for part, by_kind in (("teacher", teachers), ("training", trainings))
+        if any(by_kind.values()) and not any(on is not None and not on.change for on in by_kind.values())
+    ]
+    if shortage := _disk(recipe, found):
+        console.print(f"[red]does not fit:[/] {escape(shortage)}", soft_wrap=True)
+        failures.append("disk")
+    console.print(
+        f"Time is operations / (published dense rate x {mfu:g}): the {mfu:g} is an assumption (--mfu), not a "
+        "measurement. Memory of training: 16 bytes a parameter (AdamW in fp32), 2 more for bf16 copies, and one chunk "
+        "of the longest text; what is left keeps activations.",
+        style="dim",
+    )
+    console.print("; ".join(f"{kind.name}: {kind.source}" for kind in kinds), style="dim")
+    return failures
+
+
+def _facts(recipe: "Recipe", found: "Forecast") -> list[tuple[str, str]]:
+    texts = found.teacher_texts
+    rows = [("data", f"{found.texts:,} distinct texts, {found.examples:,} examples")]
+    name = recipe.teacher.model
+    if found.teacher is not None:
+        name += f": {found.teacher.parameters / 1e6:,.1f}M parameters, vectors of {found.teacher.width or 'unknown'}"
+    rows.append(("teacher", name))
+    rows.append(("  reads", f"{texts.count:,} texts, {_tokens(texts)}; {found.missing:,} have no vector yet"))
+    size = "unknown: the width of its vectors is" if found.store_bytes is None else _bytes(found.store_bytes)
+    rows.append(("  store", f"{size} in {recipe.cache / 'vectors'}"))
+    if found.student is not None:
+        kept = f"{found.activation_bytes / 1e3:,.0f} kB of activations a token in bf16"
+        rows.append(("student", f"{found.student.parameters / 1e6:,.1f}M parameters, {kept}"))
+    for stage in found.stages:
+        rows.append(
+            (f"  {stage.name}", f"{stage.steps:,} steps of {stage.batch_tokens:,.0f} tokens, estimated from rows drawn")
+        )
+    return rows
+
+
+def _tokens(texts: "Lengths") -> str:
+    how = {
+        "counted": "counted",
+        "sampled": f"± {texts.error:,.0f}, from a sample of {len(texts.length_n):,}",
+        "guessed": "guessed from their bytes: the tokenizer is not here",
+    }
+    return f"{texts.tokens:,.0f} tokens ({how[texts.how]})"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _cells(on: "OnGpu | None") -> tuple[str, str]:
+    if on is None:
+        return "–", "–"
+    need = f"{on.gigabytes:.1f} GB"
+    return (f"[red]{need}[/]", "–") if on.change else (need, _time(on.hours or 0.0))
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 0.1 else f"{hours * 3600:.2g} s"
+
+
+def _disk(recipe: "Recipe", found: "Forecast") -> str:
+    """What the disk of cache and run lacks; "" where all fits."""
+    import shutil
+
+    store = (found.vector_bytes or 0) * found.missing
+    tokens = 4 * found.teacher_texts.tokens
+    checkpoints = 12 * (recipe.tracking.keep + 1) * (found.student.parameters if found.student else 0)
+    place = recipe.cache.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    need = store + tokens + checkpoints
+    if need <= free:
+        return ""
+    parts = f"vectors {_bytes(store)}, tokens {_bytes(tokens)}, checkpoints {_bytes(checkpoints)}"
+    return (
+        f"{place}: {_bytes(free)} free, {_bytes(need)} needed ({parts}); set cache and output to a larger disk, or "
+        + ("tracking.keep=1" if checkpoints > store else "teacher.store.dtype=int8 or teacher.store.pca=…")
+    )

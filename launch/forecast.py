@@ -1,0 +1,329 @@
+"""What a recipe will cost, before any device is held: texts, tokens, bytes, operations and memory.
+
+Shapes: n texts looked at.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from data_prep.tables import TOKENS, Examples, Texts, Tokens
+from data_prep.teacher import vector_keys
+from data_prep.vectors import VectorStore, first_rows
+from embedding.embedder import TOKEN_BUDGET
+from embedding.files import read_json
+from embedding.instruction import Template
+from embedding.tokens import append_eos, specials, tokenize
+from launch.gpus import Gpu
+from launch.shapes import Known, Shape
+from train.plan import Inputs, StagePlan, plan_stages
+from train.recipe import Recipe, Stage
+
+COUNTED = 20_000
+"""Up to so many texts all are tokenized; of more, a sample."""
+SAMPLE = 5_000
+ROWS = 500
+"""Rows of examples that a stage's work is estimated from."""
+BYTES_PER_TOKEN = 4.0
+"""Where no tokenizer is here: English under the vocabularies of today's models, roughly; other languages less."""
+USABLE = 0.92
+CONTEXT_GB = 1.0
+"""What is left of a GPU's memory for us: without fragmentation, and CUDA's own context. Assumed."""
+MASTER_BYTES = 16
+"""Of one trained parameter: fp32 weight, gradient, and AdamW's two moments."""
+AUTOCAST_BYTES = 2
+"""Of one weight in a matrix product: its bf16 copy under autocast."""
+STUDENT_SHARE = 0.5
+"""Of the free memory: what `train.calibrate` gives to kept activations."""
+Kind = Literal["counted", "sampled", "guessed"]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token counts of some texts, after the cut."""
+
+    count: int
+    length_n: np.ndarray
+    """Of all of them, or of a sample."""
+    how: Kind
+
+    @property
+    def tokens(self) -> float:
+        """In all."""
+        return float(self.length_n.mean()) * self.count if self.count else 0.0
+
+    @property
+    def error(self) -> float:
+        """Two standard errors of `tokens`; 0 where every text was counted."""
+        if self.how != "sampled" or len(self.length_n) < 2:
+            return 0.0
+        return float(2 * self.length_n.std(ddof=1) / np.sqrt(len(self.length_n)) * self.count)
+
+    def flops(self, shape: Shape) -> float:
+        """Of one forward pass over all of them."""
+        return shape.forward_flops(self.length_n) * self.count / max(len(self.length_n), 1)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of training."""
+
+    name: str
+    steps: int
+    batch_tokens: float
+    """Of the global batch, an upper bound where rows share texts."""
+    forward_flops: float | None
+    """Of one step; None where the student's shape is unknown."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All that does not depend on the device."""
+
+    texts: int
+    examples: int
+    teacher: Shape | None
+    student: Shape | None
+    teacher_texts: Lengths
+    missing: int
+    """Of the teacher's texts: those without a vector in the store yet."""
+    vector_bytes: int | None
+    """Of one vector with its key; None where the teacher's width is unknown."""
+    stages: list[StageCost]
+    activation_bytes: float
+    """Of one token of the student in training."""
+    unknown: list[str]
+
+    @property
+    def store_bytes(self) -> int | None:
+        """Of the finished store."""
+        return None if self.vector_bytes is None else self.vector_bytes * self.teacher_texts.count
+
+    @property
+    def teacher_flops(self) -> float | None:
+        """Of the vectors that are missing."""
+        if self.teacher is None:
+            return None
+        return self.teacher_texts.flops(self.teacher) * self.missing / max(self.teacher_texts.count, 1)
+
+
+def forecast(
+    recipe: Recipe,
+    data: Path,
+    teacher: Known,
+    student: tuple[Shape | None, PreTrainedTokenizerBase | None],
+    width: int | None,
+) -> Forecast:
+    """Count and estimate from the prepared tables in `data`; `width` is the teacher's, where its shape does not say it.
+
+    Raises:
+        ValueError: training would refuse the recipe on this data; says which setting to change.
+    """
+    texts, examples = Texts.load(data / "texts"), Examples.load(data / "examples")
+    keys_N2 = vector_keys(texts, recipe.teacher.template)
+    distinct = first_rows(keys_N2)
+    limit = getattr(recipe.teacher, "max_tokens", None) or teacher.max_tokens
+    read = _lengths(texts, distinct, teacher.tokenizer, recipe.teacher.template, limit)
+    shape, tokenizer = student
+    if tokenizer is not None and specials(tokenizer).eos is None and shape is not None and shape.causal:
+        append_eos(tokenizer)
+    template = recipe.student.template or Template()
+    plans = _plans(recipe, texts, examples)
+    stored_width = recipe.teacher.store.pca or (teacher.shape.width if teacher.shape else 0) or width
+    unknown = [line for line in (teacher.why,) if line]
+    if tokenizer is None:
+        unknown.append(f"the student's tokenizer: its tokens are guessed at {BYTES_PER_TOKEN:g} bytes each")
+    if shape is None:
+        unknown.append("the student's size: give the model it starts from as a folder")
+    return Forecast(
+        texts=len(texts),
+        examples=len(examples.queries),
+        teacher=teacher.shape,
+        student=shape,
+        teacher_texts=read,
+        missing=_missing(recipe, keys_N2[distinct]),
+        vector_bytes=_vector_bytes(recipe, stored_width) if stored_width else None,
+        stages=[_stage(plan, texts, examples, tokenizer, template, shape) for plan in plans],
+        activation_bytes=shape.activation_bytes(torch.bfloat16) if shape else 0.0,
+        unknown=unknown,
+    )
+
+
+def _vector_bytes(recipe: Recipe, width: int) -> int:
+    return 16 + (width + 4 if recipe.teacher.store.dtype == "int8" else 2 * width)
+
+
+def _missing(recipe: Recipe, keys_N2: np.ndarray) -> int:
+    """How many vectors no pass of this teacher has stored yet, going by the records of finished passes."""
+    asked = recipe.teacher.model_dump(mode="json")
+    absent = np.ones(len(keys_N2), dtype=bool)
+    for path in sorted((recipe.cache / "steps").glob("embed-*.json")):
+        record = read_json(path)
+        result = record["result"]
+        store = Path(result["outputs"][0])
+        if record["made_from"]["teacher"] == asked and store.is_dir():
+            absent &= VectorStore.open(store, result["identity"], result["width"]).missing(keys_N2)
+    return int(absent.sum())
+
+
+def _plans(recipe: Recipe, texts: Texts, examples: Examples) -> list[StagePlan]:
+    """The stages as training will plan them, refused as training would refuse them."""
+    nothing = Tokens(pa.Table.from_batches([], schema=TOKENS), suffix=1)
+    return plan_stages(recipe, Inputs(texts, examples, nothing, lambda rows: rows))
+
+
+def _lengths(
+    texts: Texts,
+    rows: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: Template,
+    limit: int | None,
+) -> Lengths:
+    if len(rows) > COUNTED:
+        some = np.random.default_rng(0).choice(rows, SAMPLE, replace=False)
+        how: Kind = "sampled"
+    else:
+        some, how = rows, "counted"
+    length_n = _tokens(texts, np.sort(some), tokenizer, template)
+    if tokenizer is None:
+        how = "guessed"
+    return Lengths(len(rows), np.minimum(length_n, limit or length_n.max(initial=1)), how)
+
+
+def _tokens(
+    texts: Texts, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase | None, template: Template
+) -> np.ndarray:
+    """The tokens of prompt + text: int64 [n]."""
+    prompts, raw = texts.prompted(template, rows)
+    if tokenizer is None:
+        sizes = [len((prompt + text).encode()) for prompt, text in zip(prompts, raw, strict=True)]
+        return np.maximum(1, np.ceil(np.array(sizes) / BYTES_PER_TOKEN)).astype(np.int64)
+    return np.array([len(row) for row in tokenize(tokenizer, prompts, raw)], dtype=np.int64)
+
+
+def _stage(
+    plan: StagePlan,
+    texts: Texts,
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: Template,
+    shape: Shape | None,
+) -> StageCost:
+    """A stage's work from some of its rows, drawn as its sources are weighted."""
+    stage = plan.stage
+    random = np.random.default_rng(0)
+    texts_of_rows = [_texts_of(examples, stage, int(row)) for row in _some_rows(examples, stage, random)]
+    length_n = _tokens(texts, np.concatenate(texts_of_rows), tokenizer, template)
+    length_n = np.minimum(length_n, stage.max_tokens)
+    batches = stage.batch_size / len(texts_of_rows)
+    flops = None if shape is None else shape.forward_flops(length_n) * batches
+    return StageCost(stage.name, plan.steps, float(length_n.sum()) * batches, flops)
+
+
+def _some_rows(examples: Examples, stage: Stage, random: np.random.Generator) -> np.ndarray:
+    names = examples.source_names
+    sizes = np.bincount(examples.sources, minlength=len(names)).astype(np.float64)
+    weights = stage.sources
+    share = np.array([weights.get(name, 0.0) for name in names]) if weights else np.where(sizes, sizes**stage.alpha, 0)
+    per_row = (share / np.maximum(sizes, 1))[examples.sources]
+    return random.choice(len(per_row), size=ROWS, p=per_row / per_row.sum())
+
+
+def _texts_of(examples: Examples, stage: Stage, row: int) -> np.ndarray:
+    positives, negatives = examples.positives_of(row), examples.negatives_of(row)
+    taken = negatives[: stage.negatives] if len(positives) else negatives[:0]
+    return np.concatenate([[examples.queries[row]], positives[:1], taken]).astype(np.int64)
+
+
+# --------------------------------------------------------------------------------------------------------- on a device
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """One part of the work, the teacher's pass or the training, on one kind of GPU."""
+
+    gigabytes: float
+    """What it must hold at least, 10^9 bytes."""
+    hours: float | None
+    """Device-hours; None where it does not fit or is not known."""
+    change: str
+    """What makes it fit; "": it fits."""
+
+
+def usable_gigabytes(gpu: Gpu) -> float:
+    """What a process has of a GPU's memory."""
+    return gpu.gigabytes * USABLE - CONTEXT_GB
+
+
+def teacher_on(gpu: Gpu, gpus: int, recipe: Recipe, found: Forecast, mfu: float) -> OnGpu | None:
+    """The teacher's pass; None where nothing of it runs here (an endpoint, imported vectors, size unknown)."""
+    shape, config = found.teacher, recipe.teacher
+    if shape is None or config.kind != "local":
+        return None
+    bits = {"none": 32 if config.dtype == "float32" else 16, "8bit": 8, "4bit": 4}[config.quantization]
+    number = 4 if config.dtype == "float32" else 2
+    weights = shape.parameters * bits / 8e9
+    budget = config.token_budget or TOKEN_BUDGET["cuda"]
+    chunk = budget * shape.live * number / 1e9
+    room = usable_gigabytes(gpu)
+    spread = gpus if config.spread == "layers" else 1
+    need = weights / spread + chunk
+    rate = (gpu.fp32_tflops if config.dtype == "float32" else gpu.bf16_tflops) * 1e12 * mfu
+    flops = found.teacher_flops
+    assert flops is not None, "the shape is known"
+    if need <= room:
+        return OnGpu(need, flops / rate / 3600 * spread, "")
+    return OnGpu(need, None, _mend_teacher(shape, weights / spread, bits, chunk / budget, room, recipe, budget))
+
+
+def _mend_teacher(
+    shape: Shape, weights: float, bits: int, chunk_per_token: float, room: float, recipe: Recipe, budget: int
+) -> str:
+    longest = getattr(recipe.teacher, "max_tokens", None) or 512
+    fitting = int((room - weights) / chunk_per_token) if chunk_per_token else 0
+    if weights < room and fitting >= longest:
+        return f"teacher.token_budget={2 ** int(np.log2(fitting))}"
+    if bits == 32 and (shape.parameters * 2e-9 + longest * shape.live * 2e-9) <= room:
+        return "teacher.dtype=bfloat16"
+    packed = [name for name, size in (("8bit", 1.0), ("4bit", 0.5)) if shape.parameters * size / 1e9 < 0.9 * room]
+    needed = int(np.ceil(shape.parameters * min(bits, 16) / 8e9 / (0.8 * room)))
+    dtype = "teacher.dtype=bfloat16 and " if bits == 32 else ""
+    ways = [f"{dtype}teacher.spread=layers over {needed} of them"] if needed > 1 else []
+    ways += [f"teacher.quantization={packed[0]}"] if packed else []
+    return " or ".join(ways) or "a larger GPU"
+
+
+def training_on(gpu: Gpu, gpus: int, recipe: Recipe, found: Forecast, mfu: float) -> OnGpu | None:
+    """The training on `gpus` of them with whole copies (DDP); None where the student's size is unknown."""
+    shape = found.student
+    if shape is None:
+        return None
+    master = shape.parameters * MASTER_BYTES / 1e9
+    copies = 0.0 if recipe.compute.precision == "fp32" else shape.matrices * AUTOCAST_BYTES / 1e9
+    per_token = found.activation_bytes
+    checkpointed = 2.0 * shape.width * shape.layers + per_token / max(shape.layers, 1)
+    kept = checkpointed if recipe.compute.layer_checkpointing else per_token
+    longest = max(stage.max_tokens for stage in recipe.stages)
+    chunk = longest * kept / 1e9
+    room = usable_gigabytes(gpu)
+    need = master + copies + chunk
+    if need <= room:
+        rate = (gpu.fp32_tflops if recipe.compute.precision == "fp32" else gpu.bf16_tflops) * 1e12 * mfu
+        spare = (room - master - copies) * STUDENT_SHARE
+        flops = 0.0
+        for stage in found.stages:
+            assert stage.forward_flops is not None, "the shape is known"
+            held = min(1.0, spare / max(stage.batch_tokens / gpus * per_token / 1e9, 1e-9))
+            again = 1.0 if recipe.compute.layer_checkpointing else 1.0 - held
+            flops += stage.steps * stage.forward_flops * (3 + again)
+        return OnGpu(need, flops / rate / 3600, "")
+    if not recipe.compute.layer_checkpointing and master + copies + longest * checkpointed / 1e9 <= room:
+        return OnGpu(need, None, "compute.layer_checkpointing=true")
+    sharded = next((n for n in (2, 4, 8, 16, 32, 64) if (master + copies) / n + chunk <= 0.9 * room), None)
+    change = f"FSDP2 over {sharded} of them" if sharded else "shorter texts (stages.*.max_tokens) or a larger GPU"
+    return OnGpu(need, None, change)

