@@ -30,7 +30,7 @@ from launch.show import show_run
 from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device, parameters
 from train.checkpoint import newest_checkpoint
-from train.distributed import from_main, rank, world_size
+from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
 from train.plan import Inputs, plan_stages
 from train.recipe import Recipe
@@ -130,14 +130,15 @@ class Pipeline:
         for line in (report.note, *(f"damaged, computed again: {name}" for name in report.set_aside)):
             if line:
                 self.ledger.say("", line)
+        computed, tokens, cut = zip(*gather_objects((report.computed, report.tokens, report.cut)), strict=True)
         return {
             "outputs": [str(report.store)],
             "identity": report.identity,
             "width": report.width,
             "parameters": parameters(teacher) if isinstance(teacher, Embedder) else None,
-            "vectors": {"computed": report.computed, "reused": report.reused},
-            "tokens": report.tokens,
-            "cut": report.cut,
+            "vectors": {"computed": sum(computed), "reused": report.reused},
+            "tokens": sum(tokens),
+            "cut": sum(cut),
         }
 
     def tokenize(self) -> Result:

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedding.files import read_json, write_json
-from launch.runs import holder, now, read_run
-
-JOB = "job.json"
+from launch.runs import JOB, holder, now, read_run
 
 
 def note_jobs(folder: Path, jobs: Sequence[str], scripts: Sequence[Path], command: Sequence[str]) -> None:

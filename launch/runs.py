@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from embedding.files import read_json, write_json
 
-RECORD, ENVIRONMENT, LOCK = "run.json", "environment.json", "lock"
+RECORD, ENVIRONMENT, LOCK, JOB = "run.json", "environment.json", "lock", "job.json"
 PACKAGES = ("eyas", "torch", "transformers", "accelerate", "datasets", "numpy", "mteb", "sentence-transformers", "peft")
 SECRET = re.compile(r"(?i)(^|[._-])((api|access|secret|private)[_-]?key|token|secret|password|passwd|credentials?)$")
 """The last word of a name that holds a secret: HF_TOKEN, WANDB_API_KEY, teacher.parameters.api_key; not max_tokens."""
@@ -242,7 +242,7 @@ class Run:
     folder: Path
     name: str
     state: str
-    """running at STEP, done, stopped at, failed at, refused at or killed at STEP, or prepared."""
+    """running at STEP, done, stopped at, failed at, refused at or killed at STEP; submitted or prepared."""
     score: float | None
     retention: float | None
     tokens_per_s: float | None
@@ -252,7 +252,7 @@ class Run:
 
 def find_runs(folder: Path) -> list[Run]:
     """Every run below a folder, newest first."""
-    found = {path for pattern in (RECORD, "config.yaml") for path in folder.rglob(pattern)}
+    found = {path for pattern in (RECORD, JOB, "config.yaml") for path in folder.rglob(pattern)}
     paths = {path.parent for path in found if _visible(path, folder) and path.parent.name != "configs"}
     return [read_run(path, folder) for path in sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)]
 
@@ -285,7 +285,7 @@ def _state(path: Path, record: dict[str, Any]) -> str:
     if holder(path) is not None:
         return f"running{at}"
     if not record:
-        return "done" if (path / "report.html").is_file() else "prepared"
+        return "done" if (path / "report.html").is_file() else "submitted" if (path / JOB).is_file() else "prepared"
     if record["state"] == "running":
         return f"killed{at}"
     return "done" if record["state"] == "done" else f"{record['state']}{at}"
