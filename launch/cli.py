@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from launch.cli_doctor import doctor
 from launch.cli_options import launchable
 from launch.cli_plan import plan
 from launch.cli_runs import cancel, runs, status
@@ -194,6 +195,7 @@ def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
     _run(config, overrides, until="evaluate")
 
 
+app.command()(doctor)
 app.command()(plan)
 app.command()(status)
 app.command()(cancel)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 
-COMMANDS = ["demo", "run", "prepare", "embed", "train", "eval", "plan"]
+COMMANDS = ["demo", "run", "prepare", "embed", "train", "eval", "plan", "doctor"]
 
 
 @pytest.fixture
