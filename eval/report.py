@@ -10,6 +10,7 @@ from typing import Any
 from embedding.files import read_json, write_text
 from eval import sections
 from eval.figures import missing
+from eval.mined import mined_section
 
 REPORT = "report.html"
 CSS = Path(__file__).with_name("report.css")
@@ -74,6 +75,9 @@ def render(
     add("Searches", asked, "searches.json", searches, sections.searches)
     add("Time", "Wall-clock seconds of each step of the run.", "timings.json", timings, sections.timings)
     add("Data", "What was read, and why rows were left out.", "summary.json", summary, sections.data)
+    if summary is not None and "mined" in summary:
+        lead = "Documents that the mining model puts near a query, and that nothing says are relevant."
+        add("Hard negatives", lead, "summary.json", summary["mined"], mined_section)
     if card is not None:
         if card["failed"]:
             add("Failed tasks", "They count in no mean, for none of the three.", "", card, sections.failed)

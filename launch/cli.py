@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 errors = Console(stderr=True)
 
 # What to install when an optional library is missing: the extra of eyas that brings it.
-EXTRAS = {"mteb": "eval", "sentence_transformers": "eval", "wandb": "wandb", "peft": "lora"}
+EXTRAS = {"faiss": "mine", "mteb": "eval", "sentence_transformers": "eval", "wandb": "wandb", "peft": "lora"}
 
 # What the demo searches among the held-out docstrings: subjects of the standard library and of packages it installs.
 DEMO_QUERIES = (
@@ -164,6 +164,22 @@ def embed(config: ConfigName, engine: Engine, overrides: Overrides = None) -> No
       eyas embed mine.yaml --on slurm --nodes 4 --gpus 8 --time 8:00:00
     """
     _run(config, overrides, until="embed", job=("embed", engine))
+
+
+@app.command()
+@launchable
+def mine(config: ConfigName, engine: Engine, overrides: Overrides = None) -> None:
+    """Find hard negatives with the teacher's vectors, or with those of the student of an earlier round.
+
+    The recipe's `mine` section says how; training then takes what was mined.
+
+    [bold]Examples[/]
+
+      eyas mine mine.yaml mine.negatives=7
+
+      eyas mine mine.yaml mine.model=runs/mine/model
+    """
+    _run(config, overrides, until="mine", job=("mine", engine))
 
 
 @app.command()

@@ -23,6 +23,7 @@ from eval.evaluate import evaluate
 from eval.ranks import Ranks
 from eval.report import write_report
 from eval.scorecard import scorecard
+from launch.mining import mine_negatives
 from launch.runs import keep_finished
 from launch.scoring import curve_values, kept_scores, suite_facts
 from launch.searches import example_searches
@@ -35,7 +36,7 @@ from train.loop import train
 from train.plan import Inputs, plan_stages
 from train.recipe import Recipe
 
-Step = Literal["prepare", "embed", "tokenize", "train", "export", "evaluate", "report"]
+Step = Literal["prepare", "embed", "mine", "tokenize", "train", "export", "evaluate", "report"]
 
 
 class Pipeline:
@@ -70,6 +71,7 @@ class Pipeline:
         steps: dict[Step, Callable[[], Result]] = {
             "prepare": self.prepare,
             "embed": self.embed,
+            "mine": lambda: mine_negatives(self.at, self.ledger),
             "tokenize": self.tokenize,
             "train": self.train,
             "export": self.export,
@@ -77,6 +79,8 @@ class Pipeline:
             "report": self.report,
         }
         for step in get_args(Step):
+            if step == "mine" != until and self.recipe.mine is None:
+                continue
             together = step in ("embed", "train")
             self.at.results[step] = steps[step]() if together else from_main(steps[step])
             if step == until:
@@ -306,6 +310,8 @@ class Pipeline:
         summary = dict(self.at.results["prepare"]["summary"])
         if embed is not None:
             summary["vectors"] = embed["vectors"] | {"longer than the teacher's max tokens": embed["cut"]}
+        if mined := self.at.results.get("mine"):
+            summary["mined"] = mined["mined"]
         if tokens is not None:
             summary["tokens"] = {"all": tokens["tokens"], "texts longer than the student's max tokens": tokens["cut"]}
         write_json(self.at.folder / "summary.json", summary)

@@ -58,12 +58,17 @@ class Workspace:
     def inputs(self) -> Inputs:
         """What the student is trained on."""
         tokens = Path(self.results["tokenize"]["outputs"][0])
+        made_from = {"data": self.data.name, "tokens": tokens.name, "teacher": self.results["embed"]["identity"]}
+        rows = self.data
+        if "mine" in self.results:
+            rows = Path(self.results["mine"]["outputs"][0])
+            made_from["mined"] = rows.name
         return Inputs(
             texts=self.texts,
-            examples=Examples.load(self.data / "examples"),
+            examples=Examples.load(rows / "examples"),
             tokens=Tokens.load(tokens),
             vectors=self._teacher_vectors,
-            made_from={"data": self.data.name, "tokens": tokens.name, "teacher": self.results["embed"]["identity"]},
+            made_from=made_from,
         )
 
     @cached_property

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_prep.build import DataConfig
+from data_prep.mine import MineConfig
 from data_prep.teacher import AnyTeacher
 from embedding.config import Config
 from embedding.instruction import Template
@@ -164,6 +165,8 @@ class Recipe(Config):
     seed: int = Field(default=0, ge=0)
     data: DataConfig
     teacher: AnyTeacher
+    mine: MineConfig | None = None
+    """Hard negatives for the rows, found with vectors; None: those that the sources bring."""
     student: StudentConfig = StudentConfig()
     stages: list[Stage] = Field(min_length=1)
     suite: SuiteConfig = SuiteConfig()

@@ -1,0 +1,84 @@
+"""Mining as a step of a run: off unless asked for, done once, trained on, and again with the student's own vectors."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.tables import Examples
+from embedding.files import read_json
+from tests.launch.conftest import RUN, STEPS, eyas, skipped
+
+MINING = ["mine.negatives=3", "mine.ranks=[1, 20]"]
+WITH_MINE = [*STEPS[:2], "mine", *STEPS[2:]]
+
+
+def mined_examples(run: Path = RUN) -> Examples:
+    return Examples.load(Path(read_json(run / "steps" / "mine.json")["result"]["outputs"][0]) / "examples")
+
+
+def test_a_run_without_the_section_mines_nothing(finished: Path) -> None:
+    assert not (RUN / "steps" / "mine.json").exists()
+    result = eyas("mine", "mine.yaml")
+    assert result.exit_code == 2
+    assert "add a section `mine: {}`" in result.stderr
+
+
+def test_mined_negatives_are_trained_on_and_mined_once(finished: Path) -> None:
+    result = eyas("run", "mine.yaml", *MINING)
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == ["prepare", "embed", "tokenize"]
+    mined = mined_examples()
+    assert (mined.negatives.counts > 0).any()
+    assert not np.isin(mined.negatives.values, -1).any()
+    found = read_json(RUN / "summary.json")["mined"]
+    assert found["negatives"] == len(mined.negatives.values)
+    page = (RUN / "report.html").read_text()
+    assert "Hard negatives" in page
+    assert f"{found['negatives']:,}" in page
+    assert skipped(eyas("run", "mine.yaml", *MINING)) == WITH_MINE
+    again = eyas("run", "mine.yaml", *MINING, "mine.relative=0.8")
+    assert skipped(again) == ["prepare", "embed", "tokenize"]
+
+
+def test_negatives_that_a_step_takes_change_the_model(finished: Path) -> None:
+    loss = ["stages.0.losses=[{kind: info_nce}]", "stages.0.steps=1", "tracking.log_every=1"]
+    eyas("train", "mine.yaml", "name=plain", *loss)
+    eyas("train", "mine.yaml", "name=mined", *loss, *MINING)
+    plain, mined = (read_json(Path("runs") / name / "metrics.jsonl")["loss"] for name in ("plain", "mined"))
+    assert mined > plain, "more documents to tell the positive from"
+
+
+def test_a_second_round_uses_the_vectors_of_the_student(finished: Path) -> None:
+    first = eyas("mine", "mine.yaml", *MINING)
+    assert first.exit_code == 0, first.output
+    by_teacher = mined_examples()
+    second = eyas("mine", "mine.yaml", *MINING, f"mine.model={RUN / 'model'}")
+    assert second.exit_code == 0, second.output
+    assert "model: expected" in " ".join(second.stdout.split())
+    by_student = mined_examples()
+    assert len(by_student) == len(by_teacher)
+    assert not np.array_equal(by_student.negatives.values, by_teacher.negatives.values)
+    assert len(list(Path("runs/cache/vectors").iterdir())) == 2
+    assert skipped(eyas("mine", "mine.yaml", *MINING, f"mine.model={RUN / 'model'}")) == WITH_MINE[:3]
+
+
+def test_mining_with_a_model_that_is_not_there_says_so(finished: Path) -> None:
+    result = eyas("mine", "mine.yaml", "mine.model=runs/nowhere/model")
+    assert result.exit_code == 2
+    assert "runs/nowhere/model" in result.stderr
+
+
+def test_a_lost_result_is_mined_again(finished: Path) -> None:
+    eyas("mine", "mine.yaml", *MINING)
+    before = mined_examples().negatives.values.copy()
+    shutil.rmtree("runs/cache/mined")
+    result = eyas("mine", "mine.yaml", *MINING)
+    assert skipped(result) == ["prepare", "embed"]
+    np.testing.assert_array_equal(mined_examples().negatives.values, before)
+
+
+def test_wrong_settings_are_refused_before_anything_runs(finished: Path) -> None:
+    result = eyas("mine", "mine.yaml", "mine.rank=[1, 20]")
+    assert result.exit_code == 2
+    assert "did you mean 'ranks'" in result.stderr
