@@ -6,7 +6,7 @@ rate, data order and random numbers are functions of the step and the seed, so t
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from embedding.files import differences, new_folder, read_manifest, sha256_file, write_manifest
 from train.distributed import sharded_like, whole
 
-WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+WEIGHTS, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     facts: dict[str, Any]
     """What the run chose for itself (the token budget, the best score so far) and must choose again on resume."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """The moving average of the weights, where the stage keeps one."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, made_from: Mapping[str, Any]) -> Path:
@@ -40,12 +42,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, made_from: Mapping[str
     """
     path = step_folder(folder, checkpoint.step)
     with new_folder(path) as aside:
-        for name, tensors in ((WEIGHTS, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+        files = {WEIGHTS: checkpoint.model, OPTIMIZER: checkpoint.optimizer}
+        if checkpoint.average:
+            files[AVERAGE] = checkpoint.average
+        for name, tensors in files.items():
             try:
                 save_file(tensors, aside / name)
             except SafetensorError as error:
                 raise OSError(f"{path}: cannot write {name} ({error}); older checkpoints are as they were") from None
-        sums = {name: sha256_file(aside / name) for name in (WEIGHTS, OPTIMIZER)}
+        sums = {name: sha256_file(aside / name) for name in files}
         write_manifest(aside, dict(made_from), step=checkpoint.step, facts=checkpoint.facts, sha256=sums)
     return path
 
@@ -84,9 +89,9 @@ def newest_checkpoint(
                 f"{path}: made by another recipe or data ({'; '.join(differ[:3])}); give the run another name, or "
                 "remove its checkpoints to start over"
             )
-        return Checkpoint(
-            manifest["step"], load_file(path / WEIGHTS), load_file(path / OPTIMIZER), manifest["facts"]
-        ), notes
+        average = load_file(path / AVERAGE) if AVERAGE in manifest["sha256"] else {}
+        tensors = load_file(path / WEIGHTS), load_file(path / OPTIMIZER)
+        return Checkpoint(manifest["step"], *tensors, manifest["facts"], average), notes
     return None, notes
 
 

@@ -7,18 +7,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from embedding.memory import keep_freed_memory
+from eval.ranks import Ranks
 from train.calibrate import calibrate, matrix_rate
 from train.checkpoint import (
     Checkpoint,
@@ -29,10 +31,23 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.clock import Clock
-from train.distributed import any_rank, broadcast_object, from_main, join, whole, world_size
+from train.distributed import (
+    any_rank,
+    broadcast_object,
+    from_main,
+    gather_objects,
+    join,
+    rank,
+    sharded_like,
+    whole,
+    world_size,
+)
+from train.merge import Average, State, merged
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_prompts, check_widths, checkpoint_identity, plan_stages
 from train.recipe import BuiltStudent, Recipe
+from train.spikes import SpikeGuard
+from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
 from train.static_start import static_start
 from train.step import Memory, TrainState, Work, prepare_work, train_step
 from train.student import Student
@@ -86,8 +101,11 @@ def train(
     with accelerator.main_process_first():
         found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])
     begin = found.step if found else 0
+    total = plans[-1].end + (recipe.merge is not None)
+    done = [] if found or not resume else _finished(job, plans)
+    kept = max((plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)), default=begin)
     rate = matrix_rate(accelerator.device, torch.bfloat16 if _precision(recipe) == "bf16" else torch.float32)
-    tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=begin, matrix_rate=rate * world_size())
+    tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=kept, matrix_rate=rate * world_size())
     for note in notes:
         tracker.say(note)
 
@@ -96,23 +114,36 @@ def train(
         backbone: Any = student.embedder.backbone
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if found is None:
-        memory = _begin(job, plans[0], tracker)
+        memory = _begin(job, plans[0], tracker, fresh=not done)
     else:
         student.load_state_dict(found.model)
         memory = Memory(**found.facts["memory"])
         watch.load(found.facts)
         ranks = found.facts.get("ranks", world_size())
         other = "" if ranks == world_size() else f" on {world_size()} ranks; {ranks} came so far, equal up to rounding"
-        tracker.say(f"resumed from step {found.step} of {plans[-1].end}{other}")
+        tracker.say(f"resumed from step {found.step} of {total}{other}")
 
+    trainable = frozenset(name for name, parameter in student.named_parameters() if parameter.requires_grad)
+    if accelerator.is_fsdp2 and len({tuple(plan.stage.freeze) for plan in plans}) > 1:
+        raise ValueError("stages that freeze different parts need DDP, not FSDP: it shards the parameters once")
+    freeze(student, plans[0].stage.freeze, trainable)
     wrapped = _wrap(accelerator, student)
     if found is None:
         watch.look(0, tracker)
-    start, metrics = time.perf_counter(), {}
+    start, metrics, steps = time.perf_counter(), {}, 0
     with _asked_to_stop() as asked, tracker:
-        for plan in plans:
+        for number, plan in enumerate(plans):
             if begin >= plan.end or watch.enough:
                 continue
+            if number in done:
+                tracker.say(f"stage {plan.stage.name}: skipped, finished before")
+                continue
+            resumed = found is not None and found.step > plan.start
+            if not resumed:
+                job.load_origin(plans, number)
+            if number and not accelerator.is_fsdp2:
+                freeze(student, plan.stage.freeze, trainable)
+                wrapped = _wrap(accelerator, student)
             state = TrainState(
                 accelerator=accelerator,
                 student=wrapped,
@@ -124,13 +155,34 @@ def train(
                 seed=recipe.seed,
                 clock=Clock(accelerator.device),
                 say=tracker.say,
+                average=Average(student, plan.stage.ema) if plan.stage.ema else None,
+                guard=SpikeGuard(recipe.spikes),
             )
-            if found is not None and found.step > plan.start:
+            if found is not None and resumed:
                 load_optimizer(state.optimizer, found.optimizer)
-            metrics = _run_stage(job, plan, state, tracker, asked, max(begin, plan.start))
-            memory = state.memory
+                state.guard.load(found.facts["spikes"])
+                if state.average is not None:
+                    state.average.load(found.average)
+            job.identity = stage_identity(recipe, inputs, plans, number)
+            first = max(begin, plan.start)
+            metrics = _run_stage(job, plan, state, tracker, asked, first)
+            memory, steps = state.memory, steps + (watch.ended or plan.end) - first
+            if left_out := state.guard.skipped:
+                tracker.say(f"stage {plan.stage.name}: {left_out} steps left out, their gradients were spikes")
+        if recipe.merge is not None and begin < total and not watch.enough:
+            tracker.say(f"merge: {job.merge(plans, evaluate, memory)}")
     student.eval()
-    return TrainReport((watch.ended or plans[-1].end) - begin, begin, time.perf_counter() - start, metrics)
+    return TrainReport(steps, (watch.ended or total) - steps, time.perf_counter() - start, metrics)
+
+
+def _finished(job: "_Job", plans: Sequence[StagePlan]) -> list[int]:
+    """The stages whose weights lie in the run's folder, made from just what they would be made from now."""
+    found = []
+    for number, plan in enumerate(plans):
+        identity = stage_identity(job.recipe, job.inputs, plans, number)
+        if finished_stage(job.stages, plan.stage.name, plan.steps, identity) is not None:
+            found.append(number)
+    return found
 
 
 @dataclass
@@ -144,24 +196,83 @@ class _Job:
     student: Student
     inputs: Inputs
     watch: Watch
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What the weights at the end of the running stage are made from."""
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Write the checkpoint of a finished step, and drop the oldest ones."""
+    @property
+    def stages(self) -> Path:
+        """Where the finished weights of the stages lie."""
+        return self.folder.with_name("stages")
+
+    def save(self, step: int, plan: StagePlan, state: TrainState) -> None:
+        """Write the checkpoint of a finished step, and drop the oldest ones; the last of a stage is also its result."""
         model = {name: whole(tensor) for name, tensor in self.student.state_dict().items()}
         optimizer = optimizer_tensors(state.optimizer)
+        average = {} if state.average is None else {n: whole(x) for n, x in state.average.tensors.items()}
         facts = {"memory": asdict(state.memory), **self.watch.facts(), "ranks": world_size()}
+        facts["spikes"] = state.guard.facts()
 
         def write() -> None:
-            save_checkpoint(self.folder, Checkpoint(step, model, optimizer, facts), self.made_from)
+            if step == plan.end:
+                save_stage(self.stages, plan.stage.name, plan.steps, model, self.identity)
+            save_checkpoint(self.folder, Checkpoint(step, model, optimizer, facts, average), self.made_from)
             prune_checkpoints(self.folder, self.recipe.tracking.keep, self.watch.best_step)
 
         from_main(write)
 
+    def load_origin(self, plans: Sequence[StagePlan], number: int) -> None:
+        """Put the weights that a stage begins from into the student, which may hold those of another stage.
 
-def _begin(job: _Job, plan: StagePlan, tracker: Tracker) -> Memory:
+        Raises:
+            ValueError: that stage's result is gone.
+        """
+        before = origin(plans, number)
+        if before is not None:
+            self.student.load_state_dict(self._sharded(self.result(plans, before)))
+
+    def result(self, plans: Sequence[StagePlan], number: int) -> dict[str, Tensor]:
+        """The weights at the end of a stage.
+
+        Raises:
+            ValueError: they are gone.
+        """
+        plan, identity = plans[number], stage_identity(self.recipe, self.inputs, plans, number)
+        model = finished_stage(self.stages, plan.stage.name, plan.steps, identity)
+        if model is None:
+            raise ValueError(f"{self.stages / plan.stage.name}: the result of this stage is gone; train with --restart")
+        return model
+
+    def merge(self, plans: Sequence[StagePlan], evaluate: Evaluate | None, memory: Memory) -> str:
+        """Merge the results of stages into the student, and write that as the last checkpoint; says what was done.
+
+        Raises:
+            ValueError: a greedy soup without a suite.
+        """
+        merge, names = self.recipe.merge, [plan.stage.name for plan in plans]
+        assert merge is not None
+        states = [self.result(plans, names.index(name)) for name in merge.of]
+
+        def score(state: State) -> float:
+            self.student.load_state_dict(self._sharded(dict(state)))
+            assert evaluate is not None
+            return evaluate(self.watch.whole(), Ranks(world_size(), rank(), gather_objects))["eval/mean"]
+
+        model, said = merged(states, merge.method, merge.weights, score if evaluate else None)
+        self.student.load_state_dict(self._sharded(model))
+        facts = {"memory": asdict(memory), **self.watch.facts(), "ranks": world_size()}
+        step = plans[-1].end + 1
+        from_main(lambda: str(save_checkpoint(self.folder, Checkpoint(step, model, {}, facts), self.made_from)))
+        return said
+
+    def _sharded(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
+        now = self.student.state_dict()
+        return {name: sharded_like(tensor, now[name]) for name, tensor in model.items()}
+
+
+def _begin(job: _Job, plan: StagePlan, tracker: Tracker, *, fresh: bool) -> Memory:
     """What a new run does once: set the weights in closed form if asked, measure the machine."""
     start = job.recipe.student.start
-    if isinstance(start, BuiltStudent) and start.init == "static":
+    if fresh and isinstance(start, BuiltStudent) and start.init == "static":
         cosine = static_start(job.student.embedder, *_sample(plan, job.inputs))
         tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
     first = prepare_work(plan.sampler, None, 0)
@@ -198,7 +309,9 @@ def _run_stage(
         # -------------------------------------------------------------- save: on schedule, at the end, or asked to stop
         stop = any_rank(asked.is_set(), job.accelerator.device)
         if step % tracking.checkpoint_every == 0 or step == plan.end or stop or best or job.watch.enough:
-            job.save(step, state)
+            if step == plan.end and state.average is not None:
+                state.average.apply()
+            job.save(step, plan, state)
         if stop:
             raise Preempted(f"asked to stop: checkpoint of step {step} is in {job.folder}; run it again to go on")
         if job.watch.enough:

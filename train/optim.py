@@ -29,7 +29,7 @@ def build_optimizer(stage: Stage, student: nn.Module) -> torch.optim.AdamW:
     for name, parameter in sorted(student.named_parameters()):
         if not parameter.requires_grad:
             continue
-        if "embed_tokens" in name or "word_embeddings" in name:
+        if is_token_embedding(name):
             embeddings.append(parameter)
         elif parameter.ndim >= 2:
             matrices.append(parameter)
@@ -49,3 +49,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Every group's rate to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+def is_token_embedding(name: str) -> bool:
+    """Whether a parameter is the table of token embeddings."""
+    return "embed_tokens" in name or "word_embeddings" in name

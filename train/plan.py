@@ -97,6 +97,8 @@ def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """
     decides = recipe.model_dump(mode="json", include={"seed", "student", "stages"})
     decides["precision"] = recipe.compute.precision
+    decides["spikes"] = recipe.spikes.model_dump(mode="json")
+    decides["merge"] = recipe.merge.model_dump(mode="json") if recipe.merge else None
     return {**decides, "inputs": dict(inputs.made_from)}
 
 

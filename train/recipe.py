@@ -13,6 +13,11 @@ from embedding.instruction import Template
 from embedding.pooling import Pooling
 from eval.suite import SuiteConfig
 from train.losses import Loss, Match
+from train.merge import Method
+from train.spikes import SpikeConfig
+
+Frozen = Literal["embeddings", "layers", "projection"]
+"""Parts of a student: its token embeddings, everything else of the model, the map to the teacher's width."""
 
 
 class BuiltStudent(Config):
@@ -104,6 +109,23 @@ class Stage(Config):
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient of the global batch."""
+    freeze: list[Frozen] = Field(default=[])
+    """Parts that keep their weights in this stage."""
+    begin: str | None = None
+    """The earlier stage whose weights this one starts from; None: the one before. Several stages that begin at one are
+    the mixtures of a merge."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """The stage's result is the exponential moving average of its weights with this decay; None: the last weights."""
+
+
+class MergeConfig(Config):
+    """What becomes of the weights at the ends of several stages: one model."""
+
+    of: list[str] = Field(min_length=2)
+    """Names of stages."""
+    method: Method = "mean"
+    """mean; slerp; greedy: the soup that scores best on the run's suite, which must be there."""
+    weights: list[Annotated[float, Field(gt=0)]] | None = None
 
 
 class TrackingConfig(Config):
@@ -169,6 +191,9 @@ class Recipe(Config):
     """Hard negatives for the rows, found with vectors; None: those that the sources bring."""
     student: StudentConfig = StudentConfig()
     stages: list[Stage] = Field(min_length=1)
+    merge: MergeConfig | None = None
+    """After the last stage; None: the last stage's weights are the model."""
+    spikes: SpikeConfig = SpikeConfig()
     suite: SuiteConfig = SuiteConfig()
     tracking: TrackingConfig = TrackingConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -182,4 +207,14 @@ class Recipe(Config):
         for stage in stages:
             if (stage.steps is None) == (stage.epochs is None):
                 raise ValueError(f"stage {stage.name!r}: give either steps or epochs")
+            if stage.begin is not None and stage.begin not in names[: names.index(stage.name)]:
+                raise ValueError(f"stage {stage.name!r} begins from {stage.begin!r}, which is no earlier stage")
         return stages
+
+    @model_validator(mode="after")
+    def _merged(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        for name in self.merge.of if self.merge else []:
+            if name not in names:
+                raise ValueError(f"merge.of: no stage is called {name!r}; the stages are {', '.join(names)}")
+        return self

@@ -3,8 +3,9 @@
 Shapes: N texts of the global batch, n of them on this rank, D student width, E teacher width.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
 from train.distributed import gather_rows, rank, sum_over_ranks, world_size
 from train.losses import Loss, asked_for, loss_part, projected_widths
+from train.merge import Average
 from train.optim import learning_rate, set_learning_rate
 from train.permutation import mix_int
 from train.plan import TeacherVectors
 from train.recipe import Stage
+from train.spikes import SpikeConfig, SpikeGuard
 from train.views import Views
 
 
@@ -81,6 +84,8 @@ class TrainState:
     seed: int
     clock: Clock
     say: Callable[[str], None]
+    average: Average | None = None
+    guard: SpikeGuard = field(default_factory=lambda: SpikeGuard(SpikeConfig()))
     probe: bool = False
     """Whether the next step also measures the gradient norm of each loss."""
 
@@ -124,7 +129,7 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     """Embed this rank's share, gather, lose, go back, update. Returns global means: the loss, its terms, the norm.
 
     Raises:
-        ValueError: the loss or the gradient is not finite; the weights are still those before the step.
+        ValueError: the loss or the gradient is not finite too often in a row (`train.spikes`).
     """
     stage, clock, step = state.stage, state.clock, work.batch.step
     torch.manual_seed(mix_int(state.seed, step, rank()) % 2**63)
@@ -160,14 +165,20 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     norm = state.accelerator.clip_grad_norm_(state.student.parameters(), stage.clip)
     values = sum_over_ranks(torch.stack([total, *terms.values()])).tolist()
     metrics = dict(zip(["loss", *terms], values, strict=True)) | {"grad_norm": float(norm)} | norms
-    if not np.isfinite(list(metrics.values())).all():
+    skipped = state.guard.skips(metrics["grad_norm"] if np.isfinite(values).all() else math.inf)
+    if state.guard.exhausted:
         raise ValueError(
-            f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}); the weights are those "
-            "of the step before. Lower learning_rate or raise warmup; the run resumes from its last checkpoint"
+            f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}), nor was it in the "
+            "steps before; the weights are those of the last finite one. Lower learning_rate or raise warmup; the run "
+            "resumes from its last checkpoint"
         )
+    metrics["skipped"] = state.guard.skipped
     metrics["lr"] = stage.learning_rate * (factor := learning_rate(stage, step, state.steps))
     set_learning_rate(state.optimizer, factor)
-    state.optimizer.step()
+    if not skipped:
+        state.optimizer.step()
+        if state.average is not None:
+            state.average.update()
     state.optimizer.zero_grad(set_to_none=True)
     clock.lap("optimizer")
     return metrics

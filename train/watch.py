@@ -64,7 +64,7 @@ class Watch:
         """Evaluate after `step` where one is due; whether the student is better than it ever was."""
         if self._evaluate is None or not due(step, self._tracking, self._steps):
             return False
-        scores = self._evaluate(self._whole(), Ranks(world_size(), rank(), gather_objects))
+        scores = self._evaluate(self.whole(), Ranks(world_size(), rank(), gather_objects))
         if self._copy is not None:
             self._copy.cpu()
         tracker.evaluation(step, scores)
@@ -79,7 +79,7 @@ class Watch:
             self.ended = step
         return better
 
-    def _whole(self) -> Embedder:
+    def whole(self) -> Embedder:
         """The student's embedder with all its weights on this rank. Every rank must ask."""
         if self._copy is None:
             return self._embedder

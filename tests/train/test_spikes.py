@@ -1,0 +1,39 @@
+import math
+
+from train.spikes import SpikeConfig, SpikeGuard
+
+
+def judged(norms: list[float], guard: SpikeGuard) -> list[bool]:
+    return [guard.skips(norm) for norm in norms]
+
+
+def test_a_spike_is_left_out_and_does_not_raise_the_median() -> None:
+    guard = SpikeGuard(SpikeConfig(factor=4, warmup=3))
+    assert judged([1.0, 9.0, 1.0, 1.1, 5.0, 1.0, 4.5, 1.2], guard) == [*[False] * 4, True, False, True, False]
+    assert guard.skipped == 2
+
+
+def test_what_is_not_finite_is_left_out_from_the_first_step_and_ends_the_training_when_it_stays() -> None:
+    guard = SpikeGuard(SpikeConfig(in_a_row=2))
+    assert judged([math.nan, math.inf], guard) == [True, True]
+    assert not guard.exhausted
+    assert guard.skips(math.nan)
+    assert guard.exhausted
+
+
+def test_a_new_level_is_believed_after_a_while() -> None:
+    guard = SpikeGuard(SpikeConfig(factor=3, warmup=2, in_a_row=2, window=3))
+    assert judged([1, 1, 1, 50, 50, 50, 50, 50], guard) == [False, False, False, True, True, False, True, True]
+    assert judged([50, 50], guard) == [False, False]
+    assert not guard.exhausted
+
+
+def test_a_resumed_guard_decides_alike() -> None:
+    norms = [1.0, 1.2, 0.9, 7.0, 1.0, 8.0, 1.1]
+    config = SpikeConfig(factor=5, warmup=3)
+    whole = judged(norms, SpikeGuard(config))
+    first, second = SpikeGuard(config), SpikeGuard(config)
+    begin = judged(norms[:4], first)
+    second.load(first.facts())
+    assert begin + judged(norms[4:], second) == whole
+    assert second.skipped == 2

@@ -1,0 +1,149 @@
+"""Stages: what each begins from, what it leaves frozen, what a rerun finds, what is merged at the end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedding.embedder import Embedder
+from eval.ranks import Ranks
+from train.checkpoint import newest_checkpoint
+from train.loop import train
+from train.losses import Match
+from train.plan import Inputs, checkpoint_identity
+from train.recipe import ComputeConfig, MergeConfig, Recipe, Stage, StudentConfig, TrackingConfig
+from train.spikes import SpikeConfig
+from train.student import Student, build_student
+from train.views import Ramp
+
+from .test_loop import TEACHER, DataConfig, same, weights
+
+
+def stage(name: str, **changes: object) -> Stage:
+    values = {"steps": 2, "batch_size": 8, "max_tokens": 24, "learning_rate": 3e-3, "losses": [Match()]}
+    return Stage(name=name, **(values | changes))  # type: ignore[arg-type]
+
+
+def make_recipe(student: StudentConfig, *stages: Stage, **changes: object) -> Recipe:
+    values = {
+        "tracking": TrackingConfig(log_every=1, checkpoint_every=1),
+        "compute": ComputeConfig(token_budget=256),
+        "merge": None,
+    } | changes
+    return Recipe(name="t", data=DataConfig(), teacher=TEACHER, student=student, stages=list(stages), **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fresh(student_config: StudentConfig, teacher: Embedder) -> Student:
+    return build_student(student_config, teacher, 0)
+
+
+def test_frozen_parts_keep_their_weights_and_the_others_do_not(
+    inputs: Inputs, fresh: Student, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    before = weights(fresh)
+    only = stage("map", freeze=["embeddings", "layers"])
+    train(make_recipe(student_config, only), fresh, inputs, tmp_path / "a")
+    moved = {name for name, tensor in weights(fresh).items() if not torch.equal(tensor, before[name])}
+    assert moved == {"projection.weight"}
+    then = stage("rest", freeze=["embeddings", "projection"])
+    again = build_student(student_config, teacher, 0)
+    again.load_state_dict(before)
+    train(make_recipe(student_config, only, then), again, inputs, tmp_path / "b")
+    moved = {name for name, tensor in weights(again).items() if not torch.equal(tensor, before[name])}
+    assert "projection.weight" in moved
+    assert not any("embed_tokens" in name for name in moved)
+    assert any("layers.0" in name for name in moved)
+    nothing = make_recipe(student_config, stage("none", freeze=["embeddings", "layers", "projection"]))
+    with pytest.raises(ValueError, match="leaves nothing of the student to train"):
+        train(nothing, fresh, inputs, tmp_path / "c")
+
+
+def test_a_finished_stage_is_not_done_again_when_a_later_one_changes(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = stage("align"), stage("sharpen", learning_rate=1e-3)
+    whole = build_student(student_config, teacher, 0)
+    train(make_recipe(student_config, first, second), whole, inputs, tmp_path / "whole")
+
+    other = build_student(student_config, teacher, 0)
+    train(make_recipe(student_config, first, stage("sharpen", learning_rate=9e-3)), other, inputs, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.rename(tmp_path / path.name)  # as the pipeline does when a training's inputs changed
+    capsys.readouterr()
+    rerun = build_student(student_config, teacher, 0)
+    report = train(make_recipe(student_config, first, second), rerun, inputs, tmp_path / "run")
+    assert "stage align: skipped, finished before" in capsys.readouterr().err
+    assert (report.steps, report.resumed_from) == (2, 2)
+    assert same(weights(whole), weights(rerun))
+
+
+def test_branches_begin_where_they_say_and_are_merged(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    one, two = stage("one", begin="align"), stage("two", begin="align", learning_rate=1e-3)
+    recipe = make_recipe(
+        student_config, stage("align"), one, two, merge=MergeConfig(of=["one", "two"], weights=[1.0, 3.0])
+    )
+    student = build_student(student_config, teacher, 0)
+    report = train(recipe, student, inputs, tmp_path)
+    assert report.steps + report.resumed_from == 7
+    ends = [newest_checkpoint(tmp_path / "stages" / name, made) for name, made in stage_facts(tmp_path)]
+    a, b = (found.model for found, _ in ends if found is not None)
+    for name, tensor in weights(student).items():
+        torch.testing.assert_close(tensor, (a[name] + 3 * b[name]) / 4, rtol=1e-5, atol=1e-7)
+        assert "embed" not in name or not torch.equal(a[name], b[name])
+    last, _ = newest_checkpoint(tmp_path / "checkpoints", checkpoint_identity(recipe, inputs))
+    assert last is not None
+    assert last.step == 7
+    assert same(last.model, weights(student))
+
+    seen = []
+
+    def evaluate(model: Embedder, ranks: Ranks) -> dict[str, float]:
+        seen.append(model)
+        return {"eval/mean": float(len(seen) == 2)}  # the second alone is best, and no soup is better
+
+    soup = recipe.model_copy(update={"merge": MergeConfig(of=["one", "two"], method="greedy")})
+    train(soup, student, inputs, tmp_path / "soup", evaluate=evaluate)
+    assert len(seen) == 3
+    with pytest.raises(ValueError, match="no stage is called 'three'"):
+        make_recipe(student_config, one.model_copy(update={"begin": None}), merge=MergeConfig(of=["one", "three"]))
+    with pytest.raises(ValueError, match="begins from 'align', which is no earlier stage"):
+        make_recipe(student_config, one)
+
+
+def stage_facts(run: Path) -> list[tuple[str, dict[str, object]]]:
+    from embedding.files import read_manifest
+
+    found = []
+    for name in ("one", "two"):
+        manifest = read_manifest(next((run / "stages" / name).glob("step-*")))
+        assert manifest is not None
+        found.append((name, manifest["made_from"]))
+    return found
+
+
+def test_a_killed_stage_with_an_average_and_spikes_ends_bit_for_bit_where_the_undisturbed_one_does(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    # every gradient far above 1.01 times the median is a spike here, so that some are left out
+    rising = Match(weight=Ramp(start=1.0, end=9.0))
+    recipe = make_recipe(
+        student_config,
+        stage("align", steps=8, ema=0.7, losses=[rising]),
+        spikes=SpikeConfig(factor=1.01, warmup=1, window=5, in_a_row=2),
+    )
+    whole = build_student(student_config, teacher, 0)
+    train(recipe, whole, inputs, tmp_path / "whole")
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert 0 < int(lines[-1].split('"skipped": ')[1].split(",")[0]) < 8
+    train(recipe, build_student(student_config, teacher, 0), inputs, tmp_path / "cut")
+    for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[1:]:
+        path.rename(tmp_path / path.name)
+    for path in (tmp_path / "cut" / "stages").rglob("step-*"):
+        path.rename(tmp_path / "gone")
+    rest = build_student(student_config, teacher, 0)
+    report = train(recipe, rest, inputs, tmp_path / "cut")
+    assert report.resumed_from == 7
+    assert same(weights(whole), weights(rest))
