@@ -75,10 +75,11 @@ def drive(
                 pipeline.run(until)
             leave()
     except Preempted as stop:
+        main = rank() == 0
         leave()  # all ranks stop together, after the checkpoint
-        return _stopped(stop)
+        return _stopped(stop, main)
     except Stopped as stop:
-        return _stopped(stop)
+        return _stopped(stop, rank() == 0)
     except MainFailed:
         time.sleep(GRACE)
         return 1
@@ -121,7 +122,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stopped(stop: Exception) -> int:
-    if rank() == 0:
+def _stopped(stop: Exception, said: bool) -> int:
+    if said:
         Console(stderr=True).print(str(stop), style="yellow", soft_wrap=True)
     return STOPPED

@@ -88,10 +88,7 @@ def _attempt(words: list[str]) -> tuple[int, str]:
     except SignalException as stop:
         return (INTERRUPTED if stop.sigval == signal.SIGINT else STOPPED), ""
     except ChildFailedError as failed:
-        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-        for code in (REFUSED, STOPPED, INTERRUPTED):
-            if code in codes.values():
-                return code, ""
+        # The others are ended then, with exit codes that say nothing.
         rank, failure = failed.get_first_failure()
         how = f"was killed ({signal.Signals(-failure.exitcode).name})" if failure.exitcode < 0 else "failed"
         return failure.exitcode, f"rank {rank} {how}, see logs/rank-{rank}.log in the run folder"

@@ -130,7 +130,9 @@ def render(script: Script, engine: Engine) -> str:
             '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
             "",
             *_check_nodes(script.needs),
-            "# One attempt: a process per task of Slurm. When one dies, the others are ended.",
+            "# One attempt: a process per task of Slurm. When one ends with an error, its exit code is kept;",
+            "# the others are ended then, with codes that say nothing.",
+            f"export FIRST={shlex.quote(str(script.logs))}/exit-$SLURM_JOB_ID",
             *_attempt(engine, str(port)),
             "",
             *_tasks(script.tasks),
@@ -155,16 +157,20 @@ def _check_nodes(needs: Sequence[Path]) -> list[str]:
 
 
 def _attempt(engine: Engine, port: str) -> list[str]:
-    eyas = shlex.join(python_words([]))
-    if engine.nodes * engine.ranks == 1:
-        return ["attempt() {", f'  srun {eyas} "$@"', "}"]
-    return [
+    ranks = engine.nodes * engine.ranks
+    meet = [
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        f"export MASTER_PORT={port} WORLD_SIZE={engine.nodes * engine.ranks} LOCAL_WORLD_SIZE={engine.ranks}",
+        f"export MASTER_PORT={port} WORLD_SIZE={ranks} LOCAL_WORLD_SIZE={engine.ranks}",
+    ]
+    return [
+        *(meet if ranks > 1 else []),
         "attempt() {",
-        "  srun --kill-on-bad-exit=1 \\",
-        "    bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec \"$@\"' rank \\",
-        f'    {eyas} "$@"',
+        '  rm -f "$FIRST"',
+        "  srun --kill-on-bad-exit=1 bash -c '",
+        "    trap : USR1 TERM",
+        *(["    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID"] if ranks > 1 else []),
+        '    "$@" || { code=$?; (set -o noclobber; echo $code >"$FIRST") 2>/dev/null; exit $code; }',
+        f'  \' rank {shlex.join(python_words([]))} "$@"',
         "}",
     ]
 
@@ -183,6 +189,7 @@ def _attempts(restarts: int, logs: Path) -> list[str]:
         f"for restart in $(seq 0 {restarts}); do",
         '  attempt "${command[@]}"',
         "  code=$?",
+        '  [ $code = 0 ] || code=$(cat "$FIRST" 2>/dev/null || echo $code)',
         "  case $code in",
         "    0 | 2) exit $code ;;",
         '    75 | 138) echo "asked to stop: queued again"; scontrol requeue "$SLURM_JOB_ID"; exit 0 ;;',
@@ -238,21 +245,44 @@ def check_cluster(engine: Engine) -> None:
         raise ValueError(
             "--on slurm: there is no sbatch on the path; run it on a login node of the cluster, or use --on local"
         )
-    rows = [line.split("|") for line in ask(["sinfo", "--noheader", "--format", "%P|%D|%G"]).splitlines()]
-    names = sorted({name.rstrip("*") for name, _, _ in rows})
+    rows = [line.split("|") for line in ask(["sinfo", "--noheader", "--format", "%P|%D|%G|%l"]).splitlines()]
+    names = sorted({name.rstrip("*") for name, *_ in rows})
     if engine.partition is not None and engine.partition not in names:
         raise ValueError(f"--partition {engine.partition}: no such partition{suggest(engine.partition, names)}")
     chosen = [row for row in rows if row[0].rstrip("*") == engine.partition] or [r for r in rows if r[0].endswith("*")]
     if not chosen:
         raise ValueError(f"--partition: the cluster has no default partition; choose one of {', '.join(names)}")
     where = f"partition {chosen[0][0].rstrip('*')}"
-    nodes = sum(int(count) for _, count, _ in chosen)
+    nodes = sum(int(row[1]) for row in chosen)
     if engine.nodes > nodes:
         raise ValueError(f"--nodes {engine.nodes}: {where} has {nodes}; use at most {nodes}, or another --partition")
-    gpus = max(_gpus(resources) for _, _, resources in chosen)
+    gpus = max(_gpus(row[2]) for row in chosen)
     if engine.gpus and engine.gpus > gpus:
         use = f"at most --gpus {gpus}" if gpus else "--procs N for processes on CPUs"
         raise ValueError(f"--gpus {engine.gpus}: the nodes of {where} have {gpus} GPUs; use {use}, or more --nodes")
+    if engine.time is not None and minutes(engine.time) > max(minutes(row[3]) for row in chosen):
+        raise ValueError(
+            f"--time {engine.time}: jobs of {where} may take {chosen[0][3]}; use that, or another --partition"
+        )
+
+
+def minutes(text: str) -> float:
+    """A time as Slurm writes it (sbatch, --time): minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S, or `infinite`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if text == "infinite":
+        return float("inf")
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if found is None:
+        raise ValueError(f"--time {text}: expected a time such as 90 (minutes), 4:00:00 or 2-12 (days and hours)")
+    days, *rest = found.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is None and len(numbers) < 3:
+        return numbers[0] + (numbers[1] / 60 if len(numbers) > 1 else 0)
+    hours, mins, seconds = (*numbers, 0, 0)[:3]
+    return 1440 * int(days or 0) + 60 * hours + mins + seconds / 60
 
 
 def _gpus(resources: str) -> int:

@@ -1,0 +1,183 @@
+"""Several processes on this machine through the command: the same model, a lost rank, what is refused."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from safetensors.torch import load_file
+
+from embedding.config import CONFIGS
+from embedding.files import read_json
+from launch.engine import accelerate_environment
+from launch.runs import hold
+from tests.launch.conftest import RUN, eyas
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ("stages.0.batch_size=8", "tracking.log_every=1", "tracking.checkpoint_every=5")
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    """What it said; it must end well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+def weights(name: str) -> Path:
+    return Path("runs", name, "model", "model.safetensors")
+
+
+def wait_for_step(name: str, step: int, process: subprocess.Popen[str], seconds: float = 180) -> None:
+    log, until = Path("runs", name, "metrics.jsonl"), time.monotonic() + seconds
+    while not log.is_file() or len(log.read_text().splitlines()) < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, f"{name} did not come to step {step}"
+        time.sleep(0.02)
+
+
+def rank_process(number: int, parent: subprocess.Popen[str]) -> psutil.Process:
+    """The process of a rank below its launcher."""
+    for child in psutil.Process(parent.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(number) and "launch" in child.cmdline():
+            return child
+    raise AssertionError(f"no rank {number} below process {parent.pid}")
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_end_where_one_does_and_where_a_job_that_lost_a_rank_does(finished: Path) -> None:
+    steps = "stages.0.steps=24"
+    calm = start("train", "mine.yaml", "name=calm", steps, *TRAIN, "--on", "local", "--procs", "2")
+    lost = start("train", "mine.yaml", "name=lost", steps, *TRAIN, "--on", "local", "--procs", "2", "--restarts", "1")
+
+    wait_for_step("lost", 12, lost)
+    rank_process(1, lost).kill()
+    killed_at = time.monotonic()
+    assert lost.stdout is not None
+    said = next(line for line in lost.stdout if "rank 1 was killed (SIGKILL)" in line)
+    assert time.monotonic() - killed_at < 60, said
+    output = end(lost)
+    assert "starting again from the newest checkpoint: restart 1 of 1" in output
+    assert "resumed from step" in output
+    end(calm)
+    assert weights("lost").read_bytes() == weights("calm").read_bytes(), "bit for bit"
+
+    alone = eyas("train", "mine.yaml", "name=alone", steps, *TRAIN)
+    assert alone.exit_code == 0, alone.output
+    one, two = load_file(weights("alone")), load_file(weights("calm"))
+    start_weights = load_file(RUN / "model" / "model.safetensors")
+    moved = sum(float((one[name] - start_weights[name]).square().sum()) for name in one) ** 0.5
+    apart = sum(float((one[name] - two[name]).square().sum()) for name in one) ** 0.5
+    assert apart < 1e-2 * moved, "other sums of the same numbers, no more"
+    torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-3)
+
+    facts = read_json(Path("runs/calm/environment.json"))
+    assert facts["ranks"] == 2
+    assert {path.name for path in Path("runs/calm/logs").iterdir()} == {"rank-0.log", "rank-1.log"}
+
+
+@pytest.mark.timeout(600)
+def test_a_job_asked_to_stop_and_one_refused_do_not_begin_again(finished: Path) -> None:
+    words = ("train", "mine.yaml", "--on", "local", "--procs", "2")
+    refused = start(*words, "name=refused", "stages.0.batch_size=512")
+    stopped = start(*words, "name=stopped", "stages.0.steps=2000", *TRAIN)
+    wait_for_step("stopped", 3, stopped)
+    stopped.send_signal(signal.SIGUSR1)
+    output, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == os.EX_TEMPFAIL, output
+    assert output.count("asked to stop: checkpoint of step") == 1
+    assert read_json(Path("runs/stopped/run.json"))["state"] == "stopped"
+
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2, output
+    assert output.count("error: ") == 1
+    assert "batch_size 512" in output
+    assert "starting again" not in output
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+def test_two_jobs_on_one_run_folder_are_refused(finished: Path) -> None:
+    with hold(RUN):
+        result = eyas("run", "mine.yaml")
+    assert result.exit_code == 2
+    assert f"process {os.getpid()} on {socket.gethostname()}" in result.stderr
+    assert "eyas cancel tiny" in result.stderr
+    assert eyas("run", "mine.yaml").exit_code == 0
+
+
+def test_a_port_in_use_is_refused(finished: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = str(taken.getsockname()[1])
+        result = eyas("train", "mine.yaml", "name=new", "--on", "local", "--procs", "2", "--port", port)
+    assert result.exit_code == 2
+    assert f"--port {port}: cannot be used" in result.stderr
+    assert not Path("runs/new").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--on", "locl"], "no such engine; did you mean 'local'"),
+        (["--on", "local", "--gpus", "99"], "--gpus 99: this machine has"),
+        (["--on", "local", "--gpus", "2", "--procs", "2"], "exclude each other"),
+        (["--on", "local", "--nodes", "2"], "--on slurm"),
+        (["--on", "local", "--time", "10"], "--time is for --on slurm"),
+        (["--on", "local", "--procs", "0"], "expected a number from 1"),
+        (["--on", "local", "--accelerate", "fsdp3"], "did you mean 'fsdp2'"),
+        (["--procs", "2"], "--procs: needs an engine; add --on local"),
+    ],
+)
+def test_what_cannot_be_started_is_refused(finished: Path, words: list[str], said: str) -> None:
+    result = eyas("train", "mine.yaml", "name=new", *words)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+    assert not Path("runs/new").exists()
+
+
+# -------------------------------------------------------------------------------------------------- what would be run
+
+
+def test_a_dry_run_prints_a_command_that_torchrun_takes(finished: Path) -> None:
+    result = eyas("train", "mine.yaml", "name=it's", "--on", "local", "--procs", "2", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert " torchrun --rdzv-backend c10d " in result.stdout
+    assert result.stdout.rstrip().endswith("""-m launch train mine.yaml 'name=it'"'"'s'""")
+    subprocess.run(["bash", "-n"], input=result.stdout, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", ["one_gpu", "ddp", "fsdp2", "multi_node"])
+def test_an_accelerate_config_means_what_accelerate_makes_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands.launch import _validate_launch_command
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    path = CONFIGS / "accelerate" / f"{name}.yaml"
+    words = ["--config_file", str(path), "--num_processes", "2", "--num_machines", "1", "train.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    arguments.mixed_precision = arguments.mixed_precision or "bf16"
+    theirs = prepare_multi_gpu_env(arguments)
+    ours = accelerate_environment(name)
+    assert {key: theirs[key] for key in ours} == ours
+    assert ("ACCELERATE_USE_FSDP" in ours) == (name == "fsdp2")
