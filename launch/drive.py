@@ -37,6 +37,10 @@ class Stopped(Exception):
     """A signal asked to stop outside of a training, which would have written a checkpoint first (`Preempted`)."""
 
 
+EXPECTED = (Preempted, Stopped, MainFailed)
+"""Ends that are nobody's fault, or that rank 0 explains."""
+
+
 def drive(
     config: str, overrides: Sequence[str], until: Step, *, resume: bool = True, queries: Sequence[str] = ()
 ) -> int:
@@ -62,7 +66,7 @@ def drive(
     try:
         with _stoppable(), contextlib.ExitStack() as holds:
             from_main(lambda: holds.enter_context(hold(folder)))
-            log = holds.enter_context(rank_log(folder / "logs", rank(), shlex.join(words)))
+            log = holds.enter_context(rank_log(folder / "logs", rank(), shlex.join(words), EXPECTED))
 
             def on_work(step: str) -> None:
                 log.begin()

@@ -80,17 +80,17 @@ class _Tee(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def rank_log(folder: Path, rank: int, command: str) -> Iterator[RankLog]:
-    """Keep what this process says in `folder/rank-K.log` until the block ends, and why it ended; ranks other than 0
-    say it there only."""
+def rank_log(folder: Path, rank: int, command: str, quiet: tuple[type[BaseException], ...] = ()) -> Iterator[RankLog]:
+    """Keep what this process says in `folder/rank-K.log` until the block ends, and why it ended: a line for the errors
+    of `quiet`, a traceback for others. Ranks other than 0 say it there only."""
     log = RankLog(folder / f"rank-{rank}.log", command)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         out, err = (sys.stdout, sys.stderr) if rank == 0 else (nowhere, nowhere)
         try:
             with contextlib.redirect_stdout(_Tee(out, log)), contextlib.redirect_stderr(_Tee(err, log)):
                 yield log
-        except BaseException:
-            log.note(traceback.format_exc())
+        except BaseException as error:
+            log.note(f"{type(error).__name__}: {error}\n" if isinstance(error, quiet) else traceback.format_exc())
             raise
         finally:
             log.close()

@@ -1,4 +1,7 @@
-"""The steps of a run, from text to report: what each is made from, what it does, where its result lies."""
+"""The steps of a run, from text to report: what each is made from, what it does, where its result lies.
+
+What only the evaluation needs is imported there: mteb takes seconds on every rank, and a training begins without it.
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,14 +22,9 @@ from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, sha256_file, write_json, write_text
 from embedding.instruction import Template
 from embedding.layout import resolve_model
-from eval.evaluate import evaluate
 from eval.ranks import Ranks
-from eval.report import write_report
-from eval.scorecard import scorecard
 from launch.mining import mine_negatives
 from launch.runs import keep_finished
-from launch.scoring import curve_values, kept_scores, suite_facts
-from launch.searches import example_searches
 from launch.show import show_run
 from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device, parameters
@@ -59,6 +57,7 @@ class Pipeline:
         self.queries = queries
         self.at = Workspace(recipe)
         self.ledger = Ledger(self.at.folder, recipe.cache / "steps", console, on_work)
+        self._evaluates = True
 
     def run(self, until: Step = "report") -> None:
         """Do every step up to `until` that is not finished.
@@ -196,6 +195,9 @@ class Pipeline:
         watch = self.recipe.tracking.evaluate_every > 0 and self.at.evaluable
 
         def scores(model: Embedder, ranks: Ranks) -> dict[str, float]:
+            from eval.evaluate import evaluate
+            from launch.scoring import curve_values
+
             return curve_values(evaluate(model, self.at.suite, ranks=ranks))
 
         report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=scores if watch else None)
@@ -211,7 +213,7 @@ class Pipeline:
         if lost := int((self.at.positions_N < 0).sum()):
             self.ledger.forget("embed")
             raise ValueError(f"{self.at.store.folder}: {lost} vectors are gone; the same command computes them again")
-        if self.at.evaluable:
+        if self.at.evaluable and (self._evaluates or self.recipe.tracking.evaluate_every):
             _ = self.at.suite
 
     def export(self) -> Result:
@@ -249,6 +251,11 @@ class Pipeline:
         if isinstance(self.recipe.teacher, ImportedConfig):
             self.ledger.say("evaluate", "no scorecard: the teacher's vectors are imported, it cannot be scored itself")
             return {"outputs": []}
+        from eval.evaluate import evaluate
+        from eval.scorecard import scorecard
+        from launch.scoring import kept_scores, suite_facts
+        from launch.searches import example_searches
+
         suite = suite_facts(self.recipe.suite, self.at.evaluation_data)
         # The teacher is judged on all it can read, however short its texts were cut for the student's lessons.
         whole = self.recipe.teacher.whole()
@@ -285,7 +292,13 @@ class Pipeline:
         """All of it on one page."""
         names = ("scorecard.json", "searches.json", "metrics.jsonl", "summary.json")
         files = {name: sha256_file(self.at.folder / name) for name in names if (self.at.folder / name).is_file()}
-        return self.ledger.step("report", files, lambda: {"outputs": [str(write_report(self.at.folder))]})
+
+        def work() -> Result:
+            from eval.report import write_report
+
+            return {"outputs": [str(write_report(self.at.folder))]}
+
+        return self.ledger.step("report", files, work)
 
     def _scorecard_facts(self, student: Embedder) -> dict[str, Any]:
         embed, prepared = self.at.results["embed"], self.at.results["prepare"]["summary"]

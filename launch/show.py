@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from embedding.files import read_json
-from eval.scorecard import terminal_table
 
 
 def say(console: Console, name: str, text: str) -> None:
@@ -18,6 +17,8 @@ def say(console: Console, name: str, text: str) -> None:
 def show_run(folder: Path, console: Console) -> None:
     """Everything a person wants to see of a finished run."""
     if (folder / "scorecard.json").is_file():
+        from eval.scorecard import terminal_table
+
         console.print()
         console.print(terminal_table(read_json(folder / "scorecard.json")))
     if (folder / "searches.json").is_file():
