@@ -93,6 +93,11 @@ class VectorStore:
         return len(self._indexed().high)
 
     @property
+    def index_bytes(self) -> int:
+        """Memory of the index of keys: 16 bytes a vector."""
+        return self._indexed().high.nbytes + self._indexed().position.nbytes
+
+    @property
     def vector_bytes(self) -> int:
         """Bytes of one vector with its key in a shard."""
         return 16 + (self.width + 4 if self.stored == "int8" else 2 * self.width)

@@ -15,6 +15,7 @@ from launch.cli_doctor import doctor
 from launch.cli_options import launchable
 from launch.cli_plan import plan
 from launch.cli_runs import cancel, runs, status
+from launch.cli_vectors import vectors
 from launch.engine import Engine, Job, launch
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ app.command()(plan)
 app.command()(status)
 app.command()(cancel)
 app.add_typer(runs, name="runs")
+app.add_typer(vectors, name="vectors")
 
 
 def _run(

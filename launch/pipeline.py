@@ -17,6 +17,7 @@ from data_prep.embed import embed_texts
 from data_prep.teacher import ImportedConfig, TeacherConfig, load_teacher
 from data_prep.tokenized import tokenize_texts, tokens_fingerprint
 from data_prep.units import Share, launched_share
+from data_prep.vectors_care import rows_stored
 from embedding.config import dump_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, sha256_file, write_json, write_text
@@ -109,11 +110,21 @@ class Pipeline:
 
     def embed(self) -> Result:
         """The teacher's vector of every text that its store lacks. On every rank, each with its share of the texts."""
+        from_main(self._notice_lost_vectors)
         made_from = from_main(self._embedding_facts)
         due = from_main(lambda: self.ledger.due("embed", made_from, share=True))
         if due and rank() > 0:
             self._embed()
         return from_main(lambda: self.ledger.step("embed", made_from, self._embed, share=True))
+
+    def _notice_lost_vectors(self) -> None:
+        """A store that has fewer vectors than this run left in it, as after `eyas vectors repair`, is not finished."""
+        record = self.ledger.record("embed")
+        if record is not None:
+            lost = record["result"].get("rows", 0) - rows_stored(Path(record["result"]["outputs"][0]))
+            if lost > 0:
+                self.ledger.say("", f"{lost:,} vectors are gone from the store; they are computed again")
+                self.ledger.forget("embed")
 
     def _embedding_facts(self) -> Result:
         config = self.recipe.teacher
@@ -140,6 +151,7 @@ class Pipeline:
             "width": report.width,
             "parameters": parameters(teacher) if isinstance(teacher, Embedder) else None,
             "vectors": {"computed": sum(computed), "reused": report.reused},
+            "rows": rows_stored(report.store),
             "tokens": sum(tokens),
             "cut": sum(cut),
         }

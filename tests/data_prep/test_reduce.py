@@ -17,7 +17,9 @@ from tests.data_prep.test_embed import make_texts
 
 VERBS = ("open", "close", "move", "paint", "sell", "count", "bend", "lift")
 NOUNS = ("door", "file", "window", "valve", "letter", "ship", "garden", "engine")
-PAIRS = [(f"How does one {verb} a {noun}?", f"{verb.title()} the {noun} with care.") for verb in VERBS for noun in NOUNS]
+PAIRS = [
+    (f"How does one {verb} a {noun}?", f"{verb.title()} the {noun} with care.") for verb in VERBS for noun in NOUNS
+]
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,6 @@ def test_a_full_disk_leaves_nothing_and_says_what_to_do(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="cannot write 5 vectors .*No space left.*run the same command again"):
+    with pytest.raises(OSError, match=r"cannot write 5 vectors .*No space left.*run the same command again"):
         write_shard(tmp_path, 5, shard_bytes(*some(5), "float16"))
     assert not list(tmp_path.iterdir())

@@ -98,7 +98,7 @@ def test_alone_a_process_takes_every_unit_once(tmp_path: Path) -> None:
 def test_what_others_finish_is_not_taken(tmp_path: Path) -> None:
     mine = iter(rota(tmp_path / "s", Share(0, 2)))
     assert [next(mine), next(mine)] == [0, 2]
-    compute(tmp_path / "s", range(0, 40))
+    compute(tmp_path / "s", range(40))
     assert list(mine) == []
 
 
@@ -109,7 +109,7 @@ def test_the_last_units_of_others_are_taken_and_those_of_a_dead_process(
     monkeypatch.setattr(room, "PATIENCE_SECONDS", 0.3)
     mine = iter(rota(tmp_path / "s", Share(0, 2)))
     assert [next(mine), next(mine)] == [0, 2]
-    for names in (range(0, 10), range(20, 30)):
+    for names in (range(10), range(20, 30)):
         compute(tmp_path / "s", names)
     assert next(mine) == 3  # the other has two left: it will come to its last one latest
     compute(tmp_path / "s", range(30, 40))

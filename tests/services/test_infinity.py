@@ -27,12 +27,12 @@ from embedding.layout import resolve_model
 from tests.conftest import TEACHER
 from tests.data_prep.test_embed import make_texts
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 PAIRS = [(f"How does {verb} a {noun} work?", f"To {verb} the {noun}, be patient. " * length)
          for verb in ("open", "close", "move", "paint", "sell") for noun in ("door", "file", "window", "valve", "ship")
          for length in (1, 3, 8, 40)]  # fmt: skip
 KEY = "sk-only-for-this-test"
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 
 
 class Infinity:
@@ -103,7 +103,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(infinity: Infinity, **settings: object) -> EndpointConfig:
-    fields = {"kind": "endpoint", "url": infinity.url, "model": "minilm", "key_env": "INFINITY_KEY", "batch_texts": 4}
+    fields = {"kind": "endpoint", "url": infinity.url, "model": "minilm", "key_env": "INFINITY_KEY"}
+    fields |= {"batch_texts": 4, "concurrency": 2, "timeout_seconds": 20}
     return EndpointConfig.model_validate(fields | settings)
 
 
@@ -120,7 +121,7 @@ def test_its_vectors_are_those_of_the_model_run_here(
 
 def test_a_wrong_key(infinity: Infinity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFINITY_KEY", "another")
-    with pytest.raises(ValueError, match="401 Unauthorized: .*INFINITY_KEY holds a key that it does not take"):
+    with pytest.raises(ValueError, match=r"401 Unauthorized: .*INFINITY_KEY holds a key that it does not take"):
         Endpoint(config(infinity))
 
 
@@ -137,7 +138,7 @@ def test_a_server_killed_half_way_and_started_again_costs_nothing(
 
     disturber = threading.Thread(target=disturb)
     disturber.start()
-    report = embed_texts(config(infinity, concurrency=1), texts, tmp_path, progress=False)
+    report = embed_texts(config(infinity), texts, tmp_path, progress=False)
     disturber.join()
     assert (report.computed, report.reused) == (len(texts), 0)
     store = VectorStore.existing(report.store)
@@ -149,7 +150,7 @@ def test_a_server_that_stays_away_ends_the_pass_and_the_next_one_goes_on(
     infinity: Infinity, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "SHARD_TEXTS", 8)
-    settings = config(infinity, concurrency=1, patience_seconds=1)
+    settings = config(infinity, patience_seconds=1)
 
     def disturb() -> None:
         while len(list(tmp_path.glob("*/shards/[!.]*.arrow"))) < 5:

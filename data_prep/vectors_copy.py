@@ -1,0 +1,163 @@
+"""Stores of vectors to and from another place: a folder (a shared disk, a mounted bucket) or a repository of the hub.
+
+Shards are named by their checksum, so only those that the other side lacks are sent, and each is checked on arrival.
+"""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from data_prep.reduce import FILE
+from data_prep.shards import SUFFIX, intact, rows_of
+from data_prep.vectors import SHARDS, VectorStore
+from embedding.files import MANIFEST, differences, read_json, read_manifest, sha256_file, sync_folder
+
+HUB = "hf://"
+"""What a place on the hub begins with: hf://USER/NAME, a repository of the data set kind."""
+KEPT = [MANIFEST, FILE, f"{SHARDS}/*{SUFFIX}"]
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+
+
+class Copied(NamedTuple):
+    """What a copy did."""
+
+    place: str
+    """The store on the other side."""
+    shards: int
+    vectors: int
+    """Rows in the shards that were sent."""
+    there: int
+    """Shards that were there already."""
+    damaged: list[str]
+    """Shards that were left out, or set aside after their arrival, since their bytes are not what their name says."""
+
+
+def push(store: Path, place: str, *, private: bool = True) -> Copied:
+    """Send a store to `hf://USER/NAME`, or to its own folder below a folder.
+
+    Raises:
+        ValueError: no store; another teacher's store is there; or the hub refuses.
+        OSError: it cannot be written there. What has arrived stays.
+    """
+    manifest = _manifest(store)
+    if not place.startswith(HUB):
+        return copy_store(store, Path(place) / manifest["fingerprint"])
+    repository, api = place.removeprefix(HUB), HfApi()
+    sound, damaged = _sound(store)
+    try:
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        there = set(api.list_repo_files(repository, repo_type="dataset"))
+        if MANIFEST in there:
+            theirs = read_json(Path(hf_hub_download(repository, MANIFEST, repo_type="dataset")))
+            _same_store(place, manifest, theirs)
+        new = [path for path in sound if f"{SHARDS}/{path.name}" not in there]
+        api.upload_folder(
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=store,
+            allow_patterns=[MANIFEST, FILE, *(f"{SHARDS}/{path.name}" for path in new)],
+            commit_message=f"{len(new)} shards of vectors",
+        )
+    except HUB_ERRORS as error:
+        raise _hub_error(place, error) from None
+    return Copied(place, len(new), sum(map(rows_of, new)), len(sound) - len(new), damaged)
+
+
+def pull(place: str, stores: Path) -> Copied:
+    """Fetch a store from `hf://USER/NAME`, or from its folder, into its own folder below `stores`.
+
+    Raises:
+        ValueError: no store there, another one in its place here, or the hub does not give it.
+        OSError: it cannot be written here. What has arrived stays.
+    """
+    if not place.startswith(HUB):
+        source = Path(place)
+        return copy_store(source, stores / _manifest(source)["fingerprint"])
+    repository = place.removeprefix(HUB)
+    try:
+        manifest = read_json(Path(hf_hub_download(repository, MANIFEST, repo_type="dataset")))
+        target = stores / str(manifest["fingerprint"])
+        _same_store(str(target), manifest, read_manifest(target))
+        before = {path.name for path in (target / SHARDS).glob(f"*{SUFFIX}")}
+        snapshot_download(repository, repo_type="dataset", local_dir=target, allow_patterns=KEPT)
+    except HUB_ERRORS as error:
+        raise _hub_error(place, error) from None
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+    store = VectorStore.existing(target)
+    new = [path for path in (target / SHARDS).glob(f"[!.]*{SUFFIX}") if path.name not in before]
+    return Copied(str(target), len(new), sum(map(rows_of, new)), len(before), store.set_aside)
+
+
+def copy_store(source: Path, target: Path) -> Copied:
+    """Copy what `target` lacks of a store; each shard is checked before and appears whole.
+
+    Raises:
+        ValueError: `source` is no store, or `target` is the store of another teacher or reduction.
+        OSError: `target` cannot be written.
+    """
+    manifest = _manifest(source)
+    if source.resolve() == target.resolve():
+        raise ValueError(f"{target}: source and target are the same folder")
+    _same_store(str(target), manifest, read_manifest(target))
+    if (source / FILE).is_file() and (target / FILE).is_file() and not _same_file(source / FILE, target / FILE):
+        raise ValueError(f"{target}: its {FILE} is another one, so its numbers mean something else; use another folder")
+    (target / SHARDS).mkdir(parents=True, exist_ok=True)
+    for name in (FILE, MANIFEST):
+        if (source / name).is_file() and not (target / name).is_file():
+            _copy(source / name, target / name)
+    sound, damaged = _sound(source)
+    new = [path for path in sound if not (target / SHARDS / path.name).is_file()]
+    for path in new:
+        _copy(path, target / SHARDS / path.name)
+    sync_folder(target / SHARDS)
+    return Copied(str(target), len(new), sum(map(rows_of, new)), len(sound) - len(new), damaged)
+
+
+def _manifest(store: Path) -> dict[str, Any]:
+    manifest = read_manifest(store)
+    if manifest is None or "width" not in manifest or not (store / SHARDS).is_dir():
+        raise ValueError(f"{store}: no store of vectors (expected {MANIFEST} and {SHARDS}/)")
+    return manifest
+
+
+def _same_store(place: str, ours: dict[str, Any], theirs: dict[str, Any] | None) -> None:
+    if theirs is None:
+        return
+    changed = differences(ours, theirs)
+    if changed:
+        raise ValueError(f"{place}: another store is there: {'; '.join(changed)}; choose another place")
+
+
+def _sound(store: Path) -> tuple[list[Path], list[str]]:
+    """(sound shards, names of damaged ones)."""
+    files = sorted((store / SHARDS).glob(f"[!.]*{SUFFIX}"))
+    damaged = {path.name for path in files if not intact(path)}
+    return [path for path in files if path.name not in damaged], sorted(damaged)
+
+
+def _copy(source: Path, target: Path) -> None:
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copyfile(source, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return sha256_file(one) == sha256_file(other)
+
+
+def _hub_error(place: str, error: Exception) -> Exception:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error  # the disk
+    gone = isinstance(error, RepositoryNotFoundError)
+    advice = "no such repository, or no right to it: see `hf auth login`" if gone else "see `hf auth login`"
+    return ValueError(f"{place}: the hub refuses or cannot be reached ({str(error).splitlines()[0]}); {advice}")
