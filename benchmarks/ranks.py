@@ -237,12 +237,14 @@ def _bytes_share(
 ) -> float:
     sent = 0
 
-    def count(_: object, bucket: Any) -> Any:
+    # DDP reads these annotations and wants just them.
+    def count(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         nonlocal sent
         buffer = bucket.buffer()
         sent += buffer.numel() * buffer.element_size()
         work = dist.all_reduce(buffer.div_(dist.get_world_size()), async_op=True)
-        return work.get_future().then(lambda done: done.value()[0])
+        future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+        return future
 
     wrapped.register_comm_hook(None, count)
     _sgd(accelerator, wrapped, student, inputs, plan, steps)

@@ -30,7 +30,7 @@ from train.student import build_student, training_flops
 TEMPERATURE = 0.05
 RATE = 1e-5
 PLAIN = "plain"
-MINI_BATCHES = {"cpu": (1, 2, 4, 8, 32), "cuda": (4, 8, 16, 32, 64, 128)}
+MINI_BATCHES = {"cpu": (1, 2, 4, 8, 32), "cuda": (1, 4, 16, 64, 128)}
 MINI_TOKENS = {"cpu": (512, 2_048), "cuda": (8_192, 32_768, 65_536)}
 ATTENTION = {"cpu": ("sdpa",), "cuda": ("flash_attention_2", "sdpa")}
 """What the peer may run; flash attention also lets it drop the padding."""

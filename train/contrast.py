@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 2_048
+TILE = 1_024
+"""Rows and columns of a tile. Beside embeddings and gradients a loss holds a few tiles, however large the batch."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ def log_sums(row_bD: Tensor, candidate_KD: Tensor, temperature: float, usable: U
 
     w = exp(hardness * stopgrad s_ik), and 1 for the positive.
     """
-    sums: Tensor = _LogSum.apply(row_bD, candidate_KD, temperature, usable, hardness)  # type: ignore[no-untyped-call]
-    return sums
+    return _sums_and_own(row_bD, candidate_KD, temperature, usable, hardness)[0]
 
 
 def info_nce_rows(
@@ -68,17 +68,38 @@ def info_nce_rows(
     query's own group, every one closer than its positive by more than `margin`, and what the `guide` objects to. The
     positive itself always counts.
     """
-    best_b = (query_bD.float() * document_KD[positive_b].float()).sum(dim=1)
-    limit_b = None if margin is None else best_b.detach() + margin
+    limit_b = None if margin is None else _own(query_bD.detach(), document_KD.detach(), positive_b) + margin
     usable = Usable(excluded_X2, ((query_group_b, document_group_K),), positive_b, limit_b, guide)
-    return log_sums(query_bD, document_KD, temperature, usable, hardness) - best_b / temperature
+    log_sum_b, best_b = _sums_and_own(query_bD, document_KD, temperature, usable, hardness)
+    return log_sum_b - best_b / temperature
+
+
+def _sums_and_own(
+    row_bD: Tensor, candidate_KD: Tensor, temperature: float, usable: Usable, hardness: float
+) -> tuple[Tensor, Tensor]:
+    """`log_sums`, and each row's similarity to its own positive (0 where there is none): one function, so that its
+    backward pass fills one gradient and autograd need not add two of that size."""
+    sums: tuple[Tensor, Tensor] = _LogSum.apply(  # type: ignore[no-untyped-call]
+        row_bD, candidate_KD, temperature, usable, hardness
+    )
+    return sums
+
+
+def _own(row_bD: Tensor, candidate_KD: Tensor, positive_b: Tensor | None) -> Tensor:
+    """Each row's similarity to its positive, tile by tile: [b]; 0 where there are none."""
+    own_b = torch.zeros(len(row_bD), device=row_bD.device)
+    for row in range(0, len(row_bD) if positive_b is not None else 0, TILE):
+        at = slice(row, row + TILE)
+        assert positive_b is not None
+        own_b[at] = (row_bD[at].float() * candidate_KD[positive_b[at]].float()).sum(dim=1)
+    return own_b
 
 
 class _LogSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, row_bD: Tensor, candidate_KD: Tensor, temperature: float, usable: Usable, hardness: float
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         rows, candidates = row_bD.float(), candidate_KD.float()
         log_sum_b = rows.new_full((len(rows),), -torch.inf)
         for row in range(0, len(rows), TILE):
@@ -88,13 +109,14 @@ class _LogSum(torch.autograd.Function):
                 log_sum_b[at] = torch.logaddexp(log_sum_b[at], scores.logsumexp(dim=1))
         ctx.save_for_backward(row_bD, candidate_KD, log_sum_b)
         ctx.temperature, ctx.usable, ctx.hardness = temperature, usable, hardness
-        return log_sum_b
+        return log_sum_b, _own(row_bD, candidate_KD, usable.positive_b)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         row_bD, candidate_KD, log_sum_b = ctx.saved_tensors
         rows, candidates = row_bD.float(), candidate_KD.float()
-        scale_b1 = (grads[0] / ctx.temperature).unsqueeze(1)
+        scale_b1, own_b1 = (grads[0] / ctx.temperature).unsqueeze(1), grads[1].unsqueeze(1)
+        positive_b = ctx.usable.positive_b
         log_sum_b = log_sum_b.nan_to_num(neginf=0.0)  # a row without a candidate: all of its scores are -inf
         grad_row, grad_candidate = torch.zeros_like(rows), torch.zeros_like(candidates)
         for row in range(0, len(rows), TILE):
@@ -103,8 +125,11 @@ class _LogSum(torch.autograd.Function):
                 scores = _scores(rows, candidates, ctx.temperature, row, column, ctx.usable, ctx.hardness)
                 share = scores.sub_(log_sum_b[at, None]).exp_().mul_(scale_b1[at])
                 there = slice(column, column + TILE)
-                grad_row[at] += share @ candidates[there]
-                grad_candidate[there] += share.T @ rows[at]
+                grad_row[at].addmm_(share, candidates[there])
+                grad_candidate[there].addmm_(share.T, rows[at])
+            if positive_b is not None:
+                grad_row[at].addcmul_(candidates[positive_b[at]], own_b1[at])
+                grad_candidate.index_add_(0, positive_b[at], rows[at] * own_b1[at])
         return grad_row.to(row_bD.dtype), grad_candidate.to(candidate_KD.dtype), None, None, None
 
 
