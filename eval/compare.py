@@ -31,7 +31,9 @@ def compare(cards: Mapping[str, Scorecard]) -> Comparison:
         raise ValueError(f"nothing to compare: {len(cards)} run given, at least two are needed")
     first, *others = cards
     everything = {name for card in cards.values() for name in card["tasks"]}
-    common = [name for name in cards[first]["tasks"] if all(_same(name, cards[first], cards[run]) for run in others)]
+    common = [
+        name for name in cards[first]["tasks"] if all(same_items(name, cards[first], cards[run]) for run in others)
+    ]
     if not common:
         raise ValueError(f"no task in common: {'; '.join(f'{run} has {_names(card)}' for run, card in cards.items())}")
     drawn = {run: {name: _drawn(card, name) for name in common} for run, card in cards.items()}
@@ -76,7 +78,7 @@ def _names(card: Scorecard) -> str:
     return some(list(card["tasks"])) or "none"
 
 
-def _same(name: str, one: Scorecard, other: Scorecard) -> bool:
+def same_items(name: str, one: Scorecard, other: Scorecard) -> bool:
     """Whether two cards have a task, measured on as many items in as many subsets."""
     if name not in one["tasks"] or name not in other["tasks"]:
         return False

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from launch.cli_ablate import ablate
 from launch.cli_doctor import doctor
 from launch.cli_options import launchable
 from launch.cli_plan import plan
@@ -212,6 +213,7 @@ def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
     _run(config, overrides, until="evaluate")
 
 
+app.command()(ablate)
 app.command()(doctor)
 app.command()(plan)
 app.command()(status)

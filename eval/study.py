@@ -1,0 +1,174 @@
+"""Several variants, each trained with several seeds: which differences from the baseline are more than chance?
+
+Shapes: B replicates, S seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import t  # type: ignore[import-untyped]
+
+from eval.bootstrap import LEVEL, kind_replicates, mean_of_kinds, replicates
+from eval.compare import same_items
+from eval.scorecard import Scorecard
+
+NORMAL = 1.959964
+"""The half width of 95 % of a normal distribution, in standard deviations."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a variant."""
+
+    seed: int
+    card: Scorecard
+    seconds: float
+    """Of its training."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A variant against the baseline."""
+
+    difference: float
+    half: float
+    """Half the width of the 95 % interval."""
+    seeds: int
+    """Seeds that both have."""
+
+    @property
+    def sentence(self) -> str:
+        """In words, in points of 100."""
+        shown = f"{100 * self.difference:+.1f} ± {100 * self.half:.1f}"
+        single = " (one seed: chance between trainings is not counted)" if self.seeds == 1 else ""
+        if abs(self.difference) <= self.half:
+            return f"no difference shown ({shown}){single}"
+        return f"{shown}: {'better' if self.difference > 0 else 'worse'}{single}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: its scores, mean over the seeds."""
+
+    name: str
+    settings: Mapping[str, object]
+    seeds: list[int]
+    scores: list[float]
+    """Mean(TaskType) of each seed."""
+    kinds: dict[str, float]
+    """Mean over the seeds of each kind of task."""
+    seconds: float
+    """Of a training, the mean over the seeds."""
+    verdict: Verdict | None
+    """None: the baseline itself, or no seed in common with it."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """Seeds that ended badly, and how."""
+
+    @property
+    def mean(self) -> float:
+        """Of the scores."""
+        return float(np.mean(self.scores)) if self.scores else float("nan")
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the scores between seeds; None where there are fewer than two."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The result of all variants."""
+
+    name: str
+    baseline: str
+    rows: list[Row]
+    tasks: list[str]
+    """The tasks that every run was measured on, alike."""
+    left_out: list[str]
+    """Tasks that some run lacks, or measured on other items."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of task."""
+        return list(next(row.kinds for row in self.rows if row.name == self.baseline))
+
+
+def study(
+    name: str,
+    baseline: str,
+    settings: Mapping[str, Mapping[str, object]],
+    trials: Mapping[str, Sequence[Trial]],
+    failed: Mapping[str, Mapping[int, str]],
+) -> Study:
+    """Compare every variant with the baseline, over the tasks that all runs share.
+
+    The difference is the mean over the seeds that both have; both trained with one seed see the same data in the same
+    order. Its interval adds two kinds of chance, which do not depend on each other: which items the tasks happen to
+    have (paired bootstrap, the same draw for both), and which seeds were drawn (Student's t over the differences of
+    the S seeds, wide where there are few).
+
+    Raises:
+        ValueError: no run of the baseline is finished, or no task is in common.
+    """
+    if not trials.get(baseline):
+        raise ValueError(f"no run of the baseline {baseline!r} is finished; nothing can be compared with it")
+    cards = [trial.card for of in trials.values() for trial in of]
+    first = trials[baseline][0].card
+    tasks = [task for task in first["tasks"] if all(same_items(task, first, card) for card in cards)]
+    if not tasks:
+        raise ValueError("no task is in common: the variants were evaluated on different suites")
+    everything = {task for card in cards for task in card["tasks"]}
+    base = {trial.seed: _Drawn.of(trial.card, tasks) for trial in trials[baseline]}
+    rows = []
+    for variant, mine in trials.items():
+        drawn = {trial.seed: _Drawn.of(trial.card, tasks) for trial in mine}
+        verdict = _verdict(drawn, base) if variant != baseline and set(drawn) & set(base) else None
+        kinds = {
+            kind: float(np.mean([of.kinds[kind] for of in drawn.values()]))
+            for kind in next(iter(base.values())).kinds
+            if drawn
+        }
+        rows.append(
+            Row(
+                name=variant,
+                settings=settings[variant],
+                seeds=list(drawn),
+                scores=[of.score for of in drawn.values()],
+                kinds=kinds,
+                seconds=float(np.mean([trial.seconds for trial in mine])) if mine else float("nan"),
+                verdict=verdict,
+                failed=dict(failed.get(variant, {})),
+            )
+        )
+    return Study(name, baseline, rows, tasks, sorted(everything - set(tasks)))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Scores of one run, and of its redrawn items."""
+
+    score: float
+    kinds: dict[str, float]
+    mean_B: np.ndarray
+
+    @classmethod
+    def of(cls, card: Scorecard, names: Sequence[str]) -> "_Drawn":
+        scored = {
+            name: {"kind": card["tasks"][name]["kind"], "score": card["tasks"][name]["student"]} for name in names
+        }
+        drawn = {name: replicates(scored[name]["kind"], card["outcomes"].get(name, [])) for name in names}
+        exact = kind_replicates(scored, {})
+        kinds = {kind: float(values_B[0]) for kind, values_B in exact.items()}
+        return cls(float(np.mean(list(kinds.values()))), kinds, mean_of_kinds(kind_replicates(scored, drawn)))
+
+
+def _verdict(mine: Mapping[int, _Drawn], base: Mapping[int, _Drawn]) -> Verdict:
+    seeds = sorted(set(mine) & set(base))
+    differences_S = np.array([mine[seed].score - base[seed].score for seed in seeds])
+    items_B = np.mean([mine[seed].mean_B - base[seed].mean_B for seed in seeds], axis=0)
+    half = NORMAL * float(items_B.std(ddof=1))
+    if len(seeds) > 1:
+        student = float(t.ppf((1 + LEVEL) / 2, len(seeds) - 1))
+        half = float(np.hypot(half, student * differences_S.std(ddof=1) / np.sqrt(len(seeds))))
+    return Verdict(float(differences_S.mean()), half, len(seeds))

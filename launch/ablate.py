@@ -1,0 +1,276 @@
+"""A study: a base recipe, named variants or a grid, times seeds. Every run is an ordinary run in a folder of its own.
+
+runs/STUDY/VARIANT-s0/    the runs            runs/STUDY/configs/    their recipes
+runs/STUDY/study.md, study.csv, study.html    the result
+"""
+
+import itertools
+import os
+import queue
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field, model_validator
+
+from embedding.config import Config, dump_config, load_config
+from embedding.files import fingerprint, read_json, write_text
+from eval.study import Study, Trial, study
+from eval.study_page import markdown, page, table_csv
+from launch.engine import Engine, python_words
+from launch.queue import queued
+from launch.runs import holder, read_run
+from launch.slurm import submit_array
+from train.recipe import Recipe
+
+WAIT_SECONDS = 2.0
+"""Between two looks at a run that another process works on."""
+
+
+class StudyConfig(Config):
+    """What is compared."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: str
+    """The recipe that every variant changes: a file beside the study's, or one shipped with eyas."""
+    settings: dict[str, Any] = Field(default={})
+    """Changes to the base that all variants share, as `stages.0.steps: 100`."""
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    variants: dict[str, dict[str, Any]] = Field(default={})
+    """Changes by name; `{}` is the base itself."""
+    grid: dict[str, list[Any]] = Field(default={})
+    """Instead of variants: every combination of these values."""
+    baseline: str | None = None
+    """The variant that others are compared with; None: the first."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "StudyConfig":
+        if bool(self.variants) == bool(self.grid):
+            raise ValueError("expected either variants or a grid")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {self.seeds}")
+        names = list(self.all_variants())
+        if len(names) < 2:
+            raise ValueError(f"one variant, {names[0]}: there is nothing to compare")
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"variant {name!r}: expected letters, digits, dot, dash or underscore")
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline {self.baseline!r} is not among the variants {', '.join(names)}")
+        return self
+
+    def all_variants(self) -> dict[str, dict[str, Any]]:
+        """The variants, named or of the grid."""
+        if self.variants:
+            return self.variants
+        if not all(self.grid.values()):
+            raise ValueError("every key of the grid needs at least one value")
+        combinations = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        return {"_".join(_short(key, value) for key, value in one.items()): one for one in combinations}
+
+
+def _short(key: str, value: Any) -> str:
+    """`learning_rate-0.001`: the last word of the key and the value, as a name."""
+    return f"{key.rpartition('.')[2]}-" + re.sub(r"[^A-Za-z0-9.]+", "-", str(value)).strip("-")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a study."""
+
+    variant: str
+    seed: int
+    recipe: Recipe
+    config: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.recipe.output / self.recipe.name
+
+    @property
+    def done(self) -> bool:
+        """Whether it was finished, from this very recipe."""
+        config = self.folder / "config.yaml"
+        if not (self.folder / "scorecard.json").is_file() or read_run(self.folder, self.recipe.output).state != "done":
+            return False
+        return config.is_file() and config.read_text(encoding="utf-8") == dump_config(self.recipe)
+
+
+class Ablation:
+    """A study on its way."""
+
+    def __init__(self, file: Path, say: Callable[[str], None]) -> None:
+        """Read the study and every recipe in it.
+
+        Raises:
+            ValueError: an unknown key or a wrong value in any variant; nothing was started.
+        """
+        self.config = load_config(StudyConfig, file)
+        self.file = file
+        self.say = say
+        beside = file.parent / self.config.base
+        self.base = beside if beside.is_file() else Path(self.config.base)
+        self.variants = self.config.all_variants()
+        self.baseline = self.config.baseline or next(iter(self.variants))
+        self.runs = [self._run(name, seed) for seed in self.config.seeds for name in self.variants]
+        self.folder = self.runs[0].recipe.output
+        self.failed: dict[str, dict[int, str]] = {}
+
+    def _run(self, variant: str, seed: int) -> Run:
+        settings = self.config.settings | self.variants[variant] | {"seed": seed, "name": f"{variant}-s{seed}"}
+        words = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in settings.items()]
+        words = [word.removesuffix("\n...").removesuffix("...").strip() for word in words]
+        try:
+            recipe = load_config(Recipe, self.base, words)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: variant {variant!r}: {error}") from None
+        recipe = recipe.model_copy(update={"output": recipe.output / self.config.name})
+        return Run(variant, seed, recipe, recipe.output / "configs" / f"{recipe.name}.yaml")
+
+    # ------------------------------------------------------------------------------------------------------ running
+
+    def start(self, engine: Engine, jobs: int) -> bool:
+        """Do what is not finished; returns whether the result is there to be looked at (else it waits in a queue).
+
+        A run that fails is noted and the others go on.
+        """
+        for run in self.runs:
+            write_text(run.config, dump_config(run.recipe))
+        due = [run for run in self.runs if not run.done]
+        self.say(f"{len(self.runs)} runs in {self.folder}: {len(self.runs) - len(due)} finished before")
+        if engine.on == "slurm":
+            return self._submit(due, engine, jobs)
+        with _terminated():
+            if jobs > 1:
+                self._share(due)
+            if due:
+                self._local(due, engine, jobs)
+        return True
+
+    def _submit(self, due: Sequence[Run], engine: Engine, jobs: int) -> bool:
+        if not due:
+            return True
+        if waiting := queued(self.folder):
+            self.say(f"in the queue: {waiting}; the same command shows the result when they are done")
+            return False
+        job = submit_array(
+            self.config.name,
+            [["run", str(run.config.resolve())] for run in due],
+            self.folder,
+            engine,
+            jobs if jobs > 1 else None,
+        )
+        self.say(f"submitted {len(due)} runs as job {job}; the same command shows the result when they are done")
+        return False
+
+    def _share(self, due: Sequence[Run]) -> None:
+        """Data and teacher vectors that several runs share, before these begin together."""
+        seen = set()
+        for run in due:
+            of = fingerprint([run.recipe.data, run.recipe.teacher])
+            if of not in seen:
+                seen.add(of)
+                self._process(run, ["embed", str(run.config)], {}, "data and vectors")
+
+    def _local(self, due: Sequence[Run], engine: Engine, jobs: int) -> None:
+        places: queue.Queue[int] = queue.Queue()
+        for place in range(jobs):
+            places.put(place)
+        gpus = torch.cuda.device_count()
+
+        def one(run: Run) -> None:
+            place = places.get()
+            try:
+                # One GPU for each of several runs at once; an engine places its processes itself.
+                own = {"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus and jobs > 1 and engine.on is None else {}
+                self._process(run, ["run", str(run.config), *_words(engine)], own, "run")
+            finally:
+                places.put(place)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for _ in pool.map(one, due):
+                pass
+
+    def _process(self, run: Run, words: Sequence[str], environment: dict[str, str], what: str) -> None:
+        """One eyas command as a process of its own, its words in `runs/STUDY/output/NAME.log`."""
+        while (who := holder(run.folder)) is not None:
+            self.say(f"{run.recipe.name}: waiting for process {who.get('pid')}, which works on it")
+            time.sleep(WAIT_SECONDS)
+        log = self.folder / "output" / f"{run.recipe.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        begun = time.perf_counter()
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                python_words(words), stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+            )
+            try:
+                code = process.wait()
+            except BaseException:
+                process.terminate()  # a training writes a checkpoint, from which the study goes on
+                process.wait()
+                raise
+        took = time.perf_counter() - begun
+        if code:
+            last = (log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"])[-1]
+            self.failed.setdefault(run.variant, {})[run.seed] = f"{what} ended with code {code}: {last} ({log})"
+            self.say(f"{run.recipe.name}: {what} failed after {took:.0f} s: {last}")
+        else:
+            self.say(f"{run.recipe.name}: {what} done in {took:.0f} s")
+
+    # ------------------------------------------------------------------------------------------------------- result
+
+    def result(self) -> Study:
+        """Compare what is finished, and write `study.md`, `study.csv` and `study.html`.
+
+        Raises:
+            ValueError: nothing of the baseline is finished.
+        """
+        trials: dict[str, list[Trial]] = {name: [] for name in self.variants}
+        for run in self.runs:
+            if run.done:
+                timings = read_json(run.folder / "timings.json")
+                card = read_json(run.folder / "scorecard.json")
+                trials[run.variant].append(Trial(run.seed, card, float(timings["train"])))
+            elif run.seed not in self.failed.get(run.variant, {}):
+                self.failed.setdefault(run.variant, {})[run.seed] = "not finished"
+        found = study(self.config.name, self.baseline, self.variants, trials, self.failed)
+        write_text(self.folder / "study.md", markdown(found))
+        write_text(self.folder / "study.csv", table_csv(found))
+        write_text(self.folder / "study.html", page(found, self.file.read_text(encoding="utf-8")))
+        return found
+
+
+def _words(engine: Engine) -> list[str]:
+    """The engine as options of the command line."""
+    if engine.on is None:
+        return []
+    words = ["--on", engine.on]
+    for name in ("gpus", "procs", "port", "restarts", "accelerate"):
+        value = getattr(engine, name)
+        words += [f"--{name}", str(value)] if value is not None else []
+    return words
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends the study as an interrupt does, its runs with it."""
+    import signal
+
+    def stop(number: int, frame: Any) -> None:
+        sys.exit(os.EX_TEMPFAIL)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

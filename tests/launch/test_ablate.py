@@ -1,0 +1,123 @@
+"""`eyas ablate`: a tiny real study, killed half-way and continued; and studies that are refused before they begin."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedding.config import CONFIGS, load_config
+from launch.ablate import Ablation, StudyConfig
+from tests.launch.conftest import RECIPE, eyas, questions_and_answers, write_rows
+
+ROOT = Path(__file__).parents[2]
+STUDY = {
+    "name": "rates",
+    "base": "mine.yaml",
+    "seeds": [0],
+    "variants": {"base": {}, "high": {"stages.0.learning_rate": 1e-2}},
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_rows(tmp_path / "faq.jsonl", questions_and_answers())
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(**changes: object) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+
+
+def test_a_study_killed_half_way_goes_on_and_ends(place: Path) -> None:
+    words = [sys.executable, "-m", "launch", "ablate", "study.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    second = place / "runs/rates/high-s0/run.json"
+    until = time.monotonic() + 240
+    while not second.is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = place / "runs/rates/base-s0/scorecard.json"
+    written = first.stat().st_mtime_ns
+    result = eyas("ablate", "study.yaml")
+    assert result.exit_code == 0, result.output
+    assert "2 runs in runs/rates: 1 finished before" in result.stdout
+    assert first.stat().st_mtime_ns == written
+    # data and teacher vectors were computed once: the second run found them
+    assert "embed  skipped, finished before" in (place / "runs/rates/output/high-s0.log").read_text()
+    lines = list(csv.DictReader((place / "runs/rates/study.csv").open()))
+    assert [line["variant"] for line in lines] == ["base", "high"]
+    assert "against the baseline" in (place / "runs/rates/study.md").read_text()
+    assert "<svg" in (place / "runs/rates/study.html").read_text()
+    again = eyas("ablate", "study.yaml")
+    assert "2 finished before" in again.stdout
+    (place / "mine.yaml").write_text(RECIPE.replace("steps: 2", "steps: 1"))
+    assert not any(run.done for run in Ablation(Path("study.yaml"), print).runs)  # made from another recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"a": {}, "b": {"stages.0.lerning_rate": 1}}}, "variant 'b': .*did you mean 'learning_rate'"),
+        ({"variants": {"a": {}, "b": {"stages.7.steps": 1}}}, "variant 'b': .*not a position in a list of 1"),
+        ({"variants": {"a": {}, "b": {"stages.0.steps": "many"}}}, "variant 'b': .*stages.0.steps"),
+        ({"variants": {"a": {}}}, "nothing to compare"),
+        ({"variants": {}, "grid": {}}, "either variants or a grid"),
+        ({"grid": {"seed": [1]}}, "either variants or a grid"),
+        ({"variants": {}, "grid": {"stages.0.steps": []}}, "at least one value"),
+        ({"variants": {"a": {}, "b/c": {}}}, "variant 'b/c'"),
+        ({"seeds": [0, 0]}, "seeds must differ"),
+        ({"baseline": "c"}, "baseline 'c' is not among the variants base, high"),
+        ({"base": "minee.yaml"}, "no such config file"),
+        ({"sedes": [1]}, "did you mean 'seeds'"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_starts(place: Path, changes: dict[str, object], message: str) -> None:
+    write(**changes)
+    with pytest.raises(ValueError, match=message):
+        Ablation(Path("study.yaml"), print)
+    assert eyas("ablate", "study.yaml").exit_code == 2
+    assert not Path("runs").exists()
+
+
+def test_a_grid_is_every_combination(place: Path) -> None:
+    write(variants={}, grid={"stages.0.learning_rate": [1e-4, 1e-3], "stages.0.batch_size": [4, 8]}, seeds=[0, 1])
+    study = Ablation(Path("study.yaml"), print)
+    assert len(study.runs) == 8
+    assert study.baseline == "learning_rate-0.0001_batch_size-4"
+    run = study.runs[-1]
+    assert (run.recipe.stages[0].learning_rate, run.recipe.stages[0].batch_size, run.recipe.seed) == (1e-3, 8, 1)
+    assert run.folder == Path("runs/rates/learning_rate-0.001_batch_size-8-s1")
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(place: Path) -> None:
+    write(variants={"base": {}, "broken": {"data.sources.0.path": "nowhere.jsonl"}})
+    result = eyas("ablate", "study.yaml")
+    assert result.exit_code == 1
+    assert "nowhere.jsonl" in result.stdout
+    assert "broken" in Path("runs/rates/study.md").read_text()
+
+
+def test_a_dry_run_starts_nothing(place: Path) -> None:
+    result = eyas("ablate", "study.yaml", "--dry-run")
+    assert result.exit_code == 0
+    assert "runs/rates/high-s0" in result.stdout
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_is_a_valid_one(path: Path) -> None:
+    assert load_config(StudyConfig, path).name == path.stem
+    assert len(Ablation(path, print).runs) >= 6
