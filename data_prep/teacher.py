@@ -69,6 +69,20 @@ class ImportedConfig(Config):
         return self
 
 
+class NoTeacherConfig(Config):
+    """No teacher: an existing student goes on learning from labels alone, and is compared with how it began."""
+
+    kind: Literal["none"]
+    model: Literal["none"] = "none"
+    revision: None = None
+    template: Template = BARE
+    store: StoreConfig = StoreConfig()
+
+    def whole(self) -> Self:
+        """The same."""
+        return self
+
+
 def _kind(value: Any) -> str:
     found = value.get("kind", "local") if isinstance(value, Mapping) else value.kind
     return str(found)
@@ -77,7 +91,8 @@ def _kind(value: Any) -> str:
 AnyTeacher = Annotated[
     Annotated[TeacherConfig, Tag("local")]
     | Annotated[EndpointConfig, Tag("endpoint")]
-    | Annotated[ImportedConfig, Tag("imported")],
+    | Annotated[ImportedConfig, Tag("imported")]
+    | Annotated[NoTeacherConfig, Tag("none")],
     Discriminator(_kind),
 ]
 """A recipe's teacher; `kind` says which, `local` where it is left out."""
@@ -152,6 +167,8 @@ def load_teacher(config: AnyTeacher) -> Teacher:
             return Endpoint(config)
         case ImportedConfig():
             return Imported(config)
+        case NoTeacherConfig():
+            raise ValueError("teacher.kind is none: there is no teacher to embed with")
 
 
 def load_local(config: TeacherConfig) -> Embedder:

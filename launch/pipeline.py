@@ -14,7 +14,7 @@ from rich.console import Console
 
 from data_prep.build import data_fingerprint, prepare
 from data_prep.embed import embed_texts
-from data_prep.teacher import ImportedConfig, TeacherConfig, load_teacher
+from data_prep.teacher import ImportedConfig, Teacher, TeacherConfig, load_teacher
 from data_prep.tokenized import tokenize_texts, tokens_fingerprint
 from data_prep.units import Share, launched_share
 from data_prep.vectors_care import rows_stored
@@ -34,8 +34,12 @@ from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
 from train.plan import Inputs, plan_stages
 from train.recipe import Recipe
+from train.student import finished
 
 Step = Literal["prepare", "embed", "mine", "tokenize", "train", "export", "evaluate", "report"]
+
+
+NO_VECTORS: Result = {"vectors": {"computed": 0, "reused": 0}, "tokens": 0, "cut": 0}
 
 
 class Pipeline:
@@ -110,6 +114,9 @@ class Pipeline:
 
     def embed(self) -> Result:
         """The teacher's vector of every text that its store lacks. On every rank, each with its share of the texts."""
+        if self.at.teacherless:
+            self.ledger.say("embed", "no teacher: the student learns from labels alone")
+            return {"outputs": [], "identity": None, "width": None, "parameters": None, **NO_VECTORS}
         from_main(self._notice_lost_vectors)
         made_from = from_main(self._embedding_facts)
         due = from_main(lambda: self.ledger.due("embed", made_from, share=True))
@@ -240,14 +247,15 @@ class Pipeline:
                 raise ValueError(f"{self.at.checkpoints}: the last checkpoint is gone or damaged; run it again")
             student = self.at.new_student()
             student.load_state_dict(found.model)
-            student.embedder.prompts = query_prompts(self.at.inputs, student.embedder.template)
-            identity = student.embedder.identity()
+            model = finished(student, keep_projection=self.recipe.student.keep_projection)
+            model.prompts = query_prompts(self.at.inputs, model.template)
+            identity = model.identity()
             before = self.ledger.record("export")
             if before is not None and before["result"]["identity"] != identity:
                 for name in ("scorecard.json", "searches.json", "report.html"):
                     (self.at.folder / name).unlink(missing_ok=True)  # they speak of the model that is replaced now
             with new_folder(self.at.model) as folder:
-                student.embedder.save_pretrained(folder)
+                model.save_pretrained(folder)
             return {"outputs": [str(self.at.model)], "identity": identity}
 
         made_from = {"training": self.at.training_facts(), "steps": self.at.results["train"]["steps"]}
@@ -271,16 +279,21 @@ class Pipeline:
         suite = suite_facts(self.recipe.suite, self.at.evaluation_data)
         # The teacher is judged on all it can read, however short its texts were cut for the student's lessons.
         whole = self.recipe.teacher.whole()
-        stored = self.at.results["embed"]["identity"]
-        teacher = {name: None if name in {"max_tokens", "max_bytes"} else fact for name, fact in stored.items()}
+        stored = self.at.results["embed"]["identity"] or {}
         untrained = self.at.untrained_facts()
+        # Without a teacher, what the student began as takes its place: retention then says what was forgotten.
+        teacher = {name: None if name in {"max_tokens", "max_bytes"} else fact for name, fact in stored.items()}
+        teacher = untrained if self.at.teacherless else teacher
+
+        def reference() -> Teacher:
+            return self._beginning() if self.at.teacherless else load_teacher(whole)
 
         def work() -> Result:
             student = Embedder.from_pretrained(self.at.model)
             kept = partial(kept_scores, self.at.cache / "scores", self.at.suite)
             scores = (
-                kept({"suite": suite, "model": teacher}, lambda: load_teacher(whole)),
-                kept({"suite": suite, "model": untrained}, lambda: on_device(self.at.new_student().embedder)),
+                kept({"suite": suite, "model": teacher}, reference),
+                kept({"suite": suite, "model": untrained}, self._beginning),
                 evaluate(on_device(student), self.at.suite, self.at.suite.views),
             )
             write_json(self.at.folder / "scorecard.json", scorecard(*scores, facts=self._scorecard_facts(student)))
@@ -299,6 +312,9 @@ class Pipeline:
             "queries": list(self.queries),
         }
         return self.ledger.step("evaluate", made_from, work)
+
+    def _beginning(self) -> Embedder:
+        return on_device(self.at.new_student().embedder)
 
     def report(self) -> Result:
         """All of it on one page."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from embedding.layout import PACKAGE, read_layout, resolve_model
+from train.pruning import spaced
 from train.recipe import BuiltStudent, PrunedStudent
 
 TRACED_TOKENS = 16
@@ -155,9 +156,11 @@ def student_shape(
     if source.shape is None or source.shape.config is None or not isinstance(start, PrunedStudent):
         return source.shape, source.tokenizer
     config = type(source.shape.config).from_dict(source.shape.config.to_dict())
-    config.num_hidden_layers = len(start.layers)
+    total = int(config.num_hidden_layers)
+    kept = start.layers or spaced(start.keep or total, total)  # which ones makes no difference to the size
+    config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in start.layers]
+        config.layer_types = [config.layer_types[layer] for layer in kept]
     return replace(shape_of(config), width=source.shape.width), source.tokenizer
 
 

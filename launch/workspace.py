@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from data_prep.tables import Examples, Texts, Tokens
-from data_prep.teacher import Teacher, load_teacher, vector_keys
+from data_prep.teacher import NoTeacherConfig, Teacher, load_teacher, vector_keys
 from data_prep.vectors import VectorStore
 from embedding.embedder import Embedder
 from eval.suite import Suite, entries, load_suite
 from launch.steps import Result
 from train.plan import Inputs, checkpoint_identity
-from train.recipe import Recipe
+from train.pruning import IMPORTANCE_TEXTS
+from train.recipe import PrunedStudent, Recipe
 from train.student import Student, build_student
 
 
@@ -67,7 +68,7 @@ class Workspace:
             texts=self.texts,
             examples=Examples.load(rows / "examples"),
             tokens=Tokens.load(tokens),
-            vectors=self._teacher_vectors,
+            vectors=None if self.teacherless else self._teacher_vectors,
             made_from=made_from,
         )
 
@@ -80,6 +81,8 @@ class Workspace:
     @cached_property
     def positions_N(self) -> np.ndarray:
         """Where in the store each text's vector is: int64 [N]; -1 where it is lost."""
+        if self.teacherless:
+            return np.zeros(0, dtype=np.int64)
         return self.store.locate(vector_keys(self.texts, self.recipe.teacher.template))
 
     def _teacher_vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -92,12 +95,30 @@ class Workspace:
     def untrained_facts(self) -> dict[str, Any]:
         """What determines the student before training, its tokenizer and template included."""
         student = self.recipe.student.model_dump(mode="json")
-        return {"student": student, "seed": self.recipe.seed, "teacher": self.results["embed"]["identity"]}
+        facts = {"student": student, "seed": self.recipe.seed, "teacher": self.results["embed"]["identity"]}
+        return facts | ({"texts": self.data.name} if self._measured else {})
+
+    @property
+    def teacherless(self) -> bool:
+        """Whether the student learns from labels alone."""
+        return isinstance(self.recipe.teacher, NoTeacherConfig)
+
+    @property
+    def _measured(self) -> bool:
+        start = self.recipe.student.start
+        return isinstance(start, PrunedStudent) and start.by == "importance"
 
     def new_student(self) -> Student:
         """The student before training."""
-        teacher = self.teacher if isinstance(self.teacher, Embedder) else None
-        return build_student(self.recipe.student, teacher, self.recipe.seed, width=self.results["embed"]["width"])
+        teacher = None if self.teacherless else self.teacher
+        measured = min(len(self.texts), IMPORTANCE_TEXTS) if self._measured else 0
+        return build_student(
+            self.recipe.student,
+            teacher if isinstance(teacher, Embedder) else None,
+            self.recipe.seed,
+            width=self.results["embed"]["width"],
+            texts=[self.texts.text(row) for row in range(measured)],
+        )
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

@@ -50,7 +50,7 @@ from train.spikes import SpikeGuard
 from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
 from train.static_start import static_start
 from train.step import Memory, TrainState, Work, prepare_work, train_step
-from train.student import Student
+from train.student import Student, pca_projection
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
 
@@ -275,6 +275,9 @@ def _begin(job: _Job, plan: StagePlan, tracker: Tracker, *, fresh: bool) -> Memo
     if fresh and isinstance(start, BuiltStudent) and start.init == "static":
         cosine = static_start(job.student.embedder, *_sample(plan, job.inputs))
         tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
+    if fresh and job.recipe.student.projection == "pca" and job.student.projection is not None:
+        kept = pca_projection(job.student, _sample(plan, job.inputs)[1])
+        tracker.say(f"projection: the teacher's principal directions, {kept:.1%} of its vectors' squared norm")
     first = prepare_work(plan.sampler, None, 0)
     with job.accelerator.autocast():
         memory = calibrate(job.student, first.rows, job.recipe.compute)
@@ -323,7 +326,7 @@ def _run_stage(
 
 def _sample(plan: StagePlan, inputs: Inputs) -> tuple[list[np.ndarray], np.ndarray]:
     """Id rows and teacher vectors of the first texts that a stage will train on, about STATIC_TEXTS."""
-    assert inputs.vectors is not None, "the plan refuses a static start without teacher vectors"
+    assert inputs.vectors is not None, "the plan refuses a fitted start without teacher vectors"
     texts = np.zeros(0, dtype=np.int64)
     for step in range(plan.steps):
         texts = np.union1d(texts, plan.sampler.batch(step).text_N)

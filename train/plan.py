@@ -119,6 +119,8 @@ def _check(stage: Stage, recipe: Recipe, inputs: Inputs, sampler: Sampler) -> No
         raise ValueError(
             "student.start.init is static, which is fitted to the teacher's vectors; run the embed step first"
         )
+    if recipe.student.projection == "pca" and inputs.vectors is None:
+        raise ValueError("student.projection is pca, fitted to the teacher's vectors; run the embed step first")
     _check_losses(stage, inputs, sampler)
 
 

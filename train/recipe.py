@@ -1,7 +1,7 @@
 """The recipe of a run: teacher, student, data, stages, evaluation. Everything a run does is decided here."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,15 +53,35 @@ class PrunedStudent(Config):
 
     kind: Literal["pruned"] = "pruned"
     model: str = "teacher"
-    layers: list[int] = Field(min_length=1)
-    """The layers kept, counted from 0, in order."""
+    layers: list[int] | None = Field(default=None, min_length=1)
+    """The layers kept, counted from 0, in order; or `keep` says how many."""
+    keep: int | None = Field(default=None, ge=1)
+    by: Literal["position", "importance"] = "position"
+    """How `keep` chooses: at even distances, the last among them; or those that change the states of the run's own
+    texts most (`train.pruning`)."""
 
     @field_validator("layers")
     @classmethod
-    def _ascending(cls, layers: list[int]) -> list[int]:
-        if sorted(set(layers)) != layers or layers[0] < 0:
+    def _ascending(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and (sorted(set(layers)) != layers or layers[0] < 0):
             raise ValueError("expected ascending, distinct layer numbers from 0")
         return layers
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "PrunedStudent":
+        if (self.layers is None) == (self.keep is None):
+            raise ValueError("give either `layers`, or `keep`: how many")
+        return self
+
+
+class Lora(Config):
+    """Low-rank adapters: the model's own weights stay, the adapters are trained and merged on export."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    """The adapters' output is scaled by alpha / rank."""
+    targets: list[str] | None = None
+    """Names of linear layers, such as q_proj; None: all of them."""
 
 
 class StudentConfig(Config):
@@ -77,8 +97,25 @@ class StudentConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of every dropout layer, whatever the checkpoint says: with a teacher's vectors to match, noise costs and does not
     pay; and packed attention on CUDA has no dropout."""
-    projection: Literal["learned", "none"] = "learned"
-    """Where widths differ, `learned` maps student vectors to the teacher's width for the match loss; never exported."""
+    projection: Literal["learned", "pca", "none"] = "learned"
+    """Where widths differ, student vectors are mapped to the teacher's width for the match loss: `learned` from an
+    orthogonal start, `pca` from the teacher's principal directions."""
+    keep_projection: bool = False
+    """Export the map as part of the model: its vectors are the teacher's, for queries by the student against documents
+    by the teacher. False: the model has its own, narrower vectors."""
+    lora: Lora | None = None
+    """Train adapters instead of the weights (`pip install 'eyas[lora]'`)."""
+
+    @field_validator("projection", mode="before")
+    @classmethod
+    def _direction(cls, value: Any) -> Any:
+        if isinstance(value, str) and "teacher" in value:
+            raise ValueError(
+                "the map goes from the student's vectors to the teacher's; one that is learned from the teacher's to "
+                "the student's collapses, since mapping everything to one point makes the loss zero. Expected learned, "
+                "pca or none"
+            )
+        return value
 
 
 class Stage(Config):

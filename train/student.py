@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedModel, Qwen3Config
 
-from embedding.embedder import Embedder
+from embedding.embedder import Dense, Embedder
 from embedding.instruction import Template
 from embedding.layout import resolve_model
 from embedding.pooling import truncate
 from embedding.tokens import append_eos, specials
+from train.lora import add_adapters, merge_adapters
 from train.permutation import mix_int
+from train.pruning import chosen_layers, pruned
 from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
 
 
@@ -75,13 +77,20 @@ def training_flops(embedder: Embedder, length_N: np.ndarray) -> float:
 
 
 def build_student(
-    config: StudentConfig, teacher: Embedder | None, seed: int, *, project: bool = True, width: int | None = None
+    config: StudentConfig,
+    teacher: Embedder | None,
+    seed: int,
+    *,
+    project: bool = True,
+    width: int | None = None,
+    texts: Sequence[str] = (),
 ) -> Student:
     """The student before training.
 
     Args:
         teacher: None where it does not run here (an endpoint, imported vectors).
         width: of the teacher's vectors as they are stored; None: the teacher's own.
+        texts: some of the run's, where the layers of a larger model are chosen by what they do.
 
     Raises:
         ValueError: the start does not fit (no such layer, another tokenizer or width than the teacher's), it needs a
@@ -96,7 +105,7 @@ def build_student(
             case PrunedStudent() as start:
                 own = start.model == "teacher"
                 source = _present(teacher, "student.start.model") if own else Embedder.from_pretrained(start.model)
-                embedder = _pruned(start, source)
+                embedder = pruned(source, chosen_layers(start, source, texts))
             case start:
                 embedder = Embedder.from_pretrained(start.model, pooling=config.pooling, revision=start.revision)
         _apply(config, embedder)
@@ -106,7 +115,46 @@ def build_student(
                 f"student width {embedder.width} differs from the teacher's {width}, and student.projection is "
                 "none; set it to learned, or make the widths equal"
             )
-        return Student(embedder, width if project and differ else None)
+        student = Student(embedder, width if project and differ else None)
+        if config.lora is not None:
+            add_adapters(student.embedder, config.lora)
+        return student
+
+
+def pca_projection(student: Student, teacher_ND: np.ndarray) -> float:
+    """Set the projection to the teacher's leading principal directions (of the vectors as they are, not centred: the
+    match is to them, from the origin). Returns the share of the teacher's squared norm that they hold.
+
+    Raises:
+        ValueError: there is no projection to set, or the student is wider than the teacher.
+    """
+    if student.projection is None:
+        raise ValueError("student.projection is pca, but the widths are equal and there is nothing to project")
+    weight_ED = student.projection.weight
+    if weight_ED.shape[1] > min(teacher_ND.shape):
+        raise ValueError(
+            f"student.projection is pca, which needs a student narrower than its teacher; got {weight_ED.shape[1]} and "
+            f"{teacher_ND.shape[1]} (from {len(teacher_ND)} texts); set it to learned"
+        )
+    gram_EE = teacher_ND.astype(np.float64).T @ teacher_ND
+    values, axes = np.linalg.eigh(gram_EE)
+    leading = axes[:, ::-1][:, : weight_ED.shape[1]]
+    with torch.no_grad():
+        weight_ED.copy_(torch.from_numpy(leading.copy()))
+    return float(values[::-1][: weight_ED.shape[1]].sum() / values.sum())
+
+
+def finished(student: Student, *, keep_projection: bool) -> Embedder:
+    """The embedder to export: adapters merged; with `keep_projection` its vectors lie in the teacher's space, so that a
+    query can be embedded by the student and the documents by the teacher."""
+    if any("lora_" in name for name, _ in student.embedder.named_parameters()):
+        merge_adapters(student.embedder)
+    if keep_projection and student.projection is not None:
+        weight = student.projection.weight
+        head = Dense(weight.shape[1], weight.shape[0], bias=False, activation="Identity")
+        head.load_state_dict({"linear.weight": weight.detach()})
+        student.embedder.dense.append(head)
+    return student.embedder
 
 
 def _present(teacher: Embedder | None, setting: str) -> Embedder:
@@ -188,37 +236,3 @@ def token_embeddings(backbone: PreTrainedModel) -> Tensor:
     table = backbone.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     return table.weight
-
-
-def _pruned(start: PrunedStudent, source: Embedder) -> Embedder:
-    """A copy of some layers of a model, everything around them unchanged."""
-    config = type(source.backbone.config).from_dict(source.backbone.config.to_dict())
-    total = int(config.num_hidden_layers)
-    if start.layers[-1] >= total:
-        raise ValueError(f"student.start.layers {start.layers}: the model has layers 0 to {total - 1}")
-    config.num_hidden_layers = len(start.layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in start.layers]
-    backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    place = {layer: position for position, layer in enumerate(start.layers)}
-    state = {}
-    for name, tensor in source.backbone.state_dict().items():
-        head, dot, rest = name.partition("layer." if "layer." in name else "layers.")
-        if dot:
-            number, _, tail = rest.partition(".")
-            if int(number) not in place:
-                continue
-            name = f"{head}{dot}{place[int(number)]}.{tail}"
-        state[name] = tensor.detach().clone()
-    missing, unexpected = backbone.load_state_dict(state, strict=False)
-    left = [key for key in missing if not key.startswith("pooler.")]
-    assert not left, f"pruning lost {left}"
-    assert not unexpected, f"pruning kept {unexpected}"
-    return Embedder(
-        backbone,
-        AutoTokenizer.from_pretrained(source.tokenizer.name_or_path),
-        source.pooling,
-        max_tokens=source.max_tokens,
-        template=source.template,
-        prompts=source.prompts,
-    )

@@ -1,19 +1,33 @@
-"""Students as they are built, before the first step."""
+"""Students as they are built, before the first step; adapters; what is exported."""
+
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from embedding.embedder import Embedder
-from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
-from train.student import build_student
+from embedding.tokens import cut
+from train.lora import add_adapters
+from train.losses import Match
+from train.plan import Inputs
+from train.pruning import importance, spaced
+from train.recipe import BuiltStudent, Lora, PrunedStudent, StudentConfig
+from train.student import Student, build_student, finished, pca_projection
+
+from .conftest import docstring_rows
+
+ROWS = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
+GEMMA = BuiltStudent(
+    architecture="gemma3", layers=2, width=32, heads=2, kv_heads=1, head_dim=16, ffn=64, embeddings="random"
+)
 
 
 def states(dropout: float, config: StudentConfig, teacher: Embedder) -> tuple[torch.Tensor, torch.Tensor]:
     """The same chunk twice in training mode."""
     student = build_student(config.model_copy(update={"dropout": dropout}), teacher, 0).train()
-    rows = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
     with torch.no_grad():
-        return student([rows], 1)[0], student([rows], 1)[0]
+        return student([ROWS], 1)[0], student([ROWS], 1)[0]
 
 
 def test_dropout_is_what_the_recipe_says_and_not_what_the_checkpoint_says(teacher: Embedder) -> None:
@@ -25,3 +39,125 @@ def test_dropout_is_what_the_recipe_says_and_not_what_the_checkpoint_says(teache
         assert torch.equal(once, again)
         once, again = states(0.3, config, teacher)
         assert not torch.equal(once, again)
+
+
+def test_layers_are_kept_at_even_distances_the_last_among_them() -> None:
+    assert [spaced(keep, 6) for keep in (1, 2, 3, 6)] == [[5], [2, 5], [1, 3, 5], [0, 1, 2, 3, 4, 5]]
+    assert spaced(4, 18) == [3, 8, 12, 17]
+
+
+def test_layers_are_kept_by_what_they_do_to_real_texts(teacher: Embedder) -> None:
+    texts = [row.query for row in docstring_rows()][:24]
+    idle = build_student(StudentConfig(start=PrunedStudent(layers=[0, 1, 2, 3]), max_tokens=64), teacher, 0).embedder
+    with torch.no_grad():  # a layer that adds nothing: LayerNorm of its own input, which is normal already
+        layer = idle.backbone.get_submodule("encoder.layer.1")
+        for name in ("attention.output.dense", "output.dense"):
+            layer.get_submodule(name).weight.zero_()
+            layer.get_submodule(name).bias.zero_()
+    found = importance(idle, texts)
+    assert found.argmin() == 1
+    padded = idle.tokenize(texts, [""] * len(texts))
+    states = []
+    idle.eval()
+    with torch.no_grad():
+        for row in padded:
+            ids = torch.from_numpy(cut(row, 64, 1)[None].astype(np.int64))
+            states.append(
+                [h[0].double() for h in idle.backbone(input_ids=ids, output_hidden_states=True).hidden_states]
+            )
+    cosine = torch.cosine_similarity
+    expected = [float(torch.cat([1 - cosine(s[i], s[i + 1], dim=-1) for s in states]).mean()) for i in range(4)]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    config = StudentConfig(start=PrunedStudent(keep=3, by="importance"), max_tokens=64)
+    kept = build_student(config, teacher, 0, texts=texts).embedder
+    assert kept.backbone.config.num_hidden_layers == 3
+    order = sorted(np.argsort(-importance(teacher, texts))[:3].tolist())
+    own = kept.backbone.get_submodule("encoder.layer.1").state_dict()
+    theirs = teacher.backbone.get_submodule(f"encoder.layer.{order[1]}").state_dict()
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
+    with pytest.raises(ValueError, match="measured on texts: prepare the data first"):
+        build_student(config, teacher, 0)
+    with pytest.raises(ValueError, match="give either `layers`, or `keep`"):
+        PrunedStudent(keep=3, layers=[1])
+    with pytest.raises(ValueError, match=r"keep 7: the model has 6 layers"):
+        build_student(StudentConfig(start=PrunedStudent(keep=7), max_tokens=64), teacher, 0)
+
+
+@pytest.mark.parametrize("start", [PrunedStudent(layers=[1, 4]), GEMMA], ids=["bert", "gemma3"])
+def test_adapters_learn_where_everything_is_recomputed_and_are_gone_after_the_export(
+    start: PrunedStudent | BuiltStudent, teacher: Embedder, tmp_path: Path
+) -> None:
+    config = StudentConfig(start=start, max_tokens=64, lora=Lora(rank=2, alpha=4))
+    student = build_student(config, teacher, 0).train()
+    learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or name == "projection.weight" for name in learned)
+    assert sum("lora_A" in name for name in learned) >= 2 * 6
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+
+    def gradients(kept: int, layers: bool) -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        if layers:
+            student.embedder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        student([ROWS], kept)[1].square().sum(dim=-1).sin().sum().backward()
+        return {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+
+    whole = gradients(1, layers=False)
+    assert set(whole) == learned if student.projection is not None else whole
+    for found in (gradients(0, layers=False), gradients(1, layers=True)):
+        for name, grad in whole.items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
+    state = student.state_dict()
+    again = build_student(config, teacher, 0)
+    again.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="lora_A"):
+        build_student(config.model_copy(update={"lora": None}), teacher, 0).load_state_dict(state)
+    texts = ["an eyas is a young hawk", "x"]
+    before = again.embedder.encode(texts)
+    model = finished(again, keep_projection=False)
+    model.save_pretrained(tmp_path / "model")
+    loaded = Embedder.from_pretrained(tmp_path / "model")
+    assert not any("lora" in name or "base_layer" in name for name in loaded.state_dict())
+    np.testing.assert_allclose(loaded.encode(texts), before, atol=1e-5)
+
+
+def test_adapters_on_layers_that_are_not_there_are_refused(teacher: Embedder, student_config: StudentConfig) -> None:
+    student = build_student(student_config, teacher, 0)
+    with pytest.raises(ValueError, match=r"student.lora.targets \['query'\].*the model has down_proj"):
+        add_adapters(student.embedder, Lora(targets=["query"]))
+
+
+def test_a_projection_may_start_at_the_principal_directions_and_be_exported(
+    teacher: Embedder, inputs: Inputs, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    assert inputs.vectors is not None
+    vectors = inputs.vectors(np.arange(len(inputs.texts)))
+    student = build_student(student_config, teacher, 0)
+    share = pca_projection(student, vectors)
+    assert student.projection is not None
+    weight = student.projection.weight.detach().numpy().astype(np.float64)
+    singular = np.linalg.svd(vectors.astype(np.float64), compute_uv=False) ** 2
+    assert share == pytest.approx(singular[:32].sum() / singular.sum(), rel=1e-6)
+    np.testing.assert_allclose(weight.T @ weight, np.eye(32), atol=1e-5)
+    assert ((vectors @ weight) ** 2).sum() / (vectors**2).sum() == pytest.approx(share, rel=1e-4)
+
+    texts = ["an eyas is a young hawk", "Return the number of items."]
+    mapped = student.embedder.encode(texts) @ weight.T
+    model = finished(student, keep_projection=True)
+    assert model.width == 384
+    model.save_pretrained(tmp_path / "model")
+    served = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    expected = mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
+    np.testing.assert_allclose(served.encode(texts), expected, atol=1e-5)
+    wide = Student(teacher, 8)
+    with pytest.raises(ValueError, match=r"narrower than its teacher; got 384 and 8"):
+        pca_projection(wide, np.eye(8, dtype=np.float32))
+
+
+def test_a_map_from_the_teacher_to_the_student_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"learned from the teacher's to the student's collapses"):
+        StudentConfig(projection="teacher_to_student")  # type: ignore[arg-type]
+    assert Match().kind == "match"

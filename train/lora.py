@@ -1,0 +1,54 @@
+"""Low-rank adapters on a student (LoRA, Hu 2021, arXiv:2106.09685), through peft; merged into the weights on export.
+
+The adapters are put into the backbone in place: it stays the class that it was, so that checkpoints, export and
+evaluation see one module. A checkpoint holds base and adapter weights under their own names and is loaded strictly:
+adapters of another shape or class are an error, never zeros.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from embedding.embedder import Embedder
+from train.recipe import Lora
+
+
+def add_adapters(embedder: Embedder, config: Lora) -> None:
+    """Put adapters beside linear layers of the backbone; from then on only they are trained.
+
+    Raises:
+        ValueError: the model has no layer of the names given.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    backbone: Any = embedder.backbone
+    targets: Any = "all-linear" if config.targets is None else list(config.targets)
+    settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    if targets == "all-linear":
+        # peft's own word for it works on its wrapped models only
+        settings.target_modules = _linear_names(embedder.backbone)
+    try:
+        inject_adapter_in_model(settings, embedder.backbone)
+    except ValueError as error:
+        names = ", ".join(_linear_names(embedder.backbone))
+        raise ValueError(f"student.lora.targets {config.targets}: {error}; the model has {names}") from None
+    # Checkpointed layers get their gradient through their inputs, and the frozen token embeddings give them none.
+    backbone.enable_input_require_grads()
+
+
+def _linear_names(module: nn.Module) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name, m in module.named_modules() if isinstance(m, nn.Linear)})
+
+
+def merge_adapters(embedder: Embedder) -> None:
+    """Add the adapters to the weights they belong to and take them away: an ordinary model is left."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(embedder.backbone.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            parent, _, own = name.rpartition(".")
+            setattr(embedder.backbone.get_submodule(parent), own, module.get_base_layer())
+    if hasattr(embedder.backbone, "peft_config"):
+        del embedder.backbone.peft_config
+    embedder.backbone._hf_peft_config_loaded = False

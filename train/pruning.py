@@ -1,0 +1,105 @@
+"""Some layers of a larger model as a student: which ones, by position or by what they do, and the smaller model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from embedding.embedder import Embedder
+from train.recipe import PrunedStudent
+
+IMPORTANCE_TEXTS = 256
+"""Texts that the layers are measured on: some ten thousand tokens of the run's own."""
+
+
+def spaced(keep: int, total: int) -> list[int]:
+    """`keep` of `total` layers at even distances, the last one among them."""
+    return [(i + 1) * total // keep - 1 for i in range(keep)]
+
+
+def importance(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """How much each layer changes a token's state: 1 - the mean cosine of its input and output over all tokens of the
+    texts (block influence of ShortGPT, Men 2024, arXiv:2403.03853): [layers], float64.
+    """
+    backbone: Any = embedder.backbone
+    layers = next(m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == _layers(embedder))
+    moved, tokens = np.zeros(len(layers)), np.zeros(len(layers))
+
+    def watch(number: int) -> Any:
+        def note(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = inputs[0] if inputs else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
+            moved[number] += float((1 - cosine).sum())
+            tokens[number] += cosine.numel()
+
+        return note
+
+    hooks = [layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        # one text at a time: padding would count as tokens
+        embedder.encode(list(texts), role="document", token_budget=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return moved / tokens
+
+
+def chosen_layers(start: PrunedStudent, source: Embedder, texts: Sequence[str]) -> list[int]:
+    """The layers that a recipe keeps of a model, ascending; `texts` are what importance is measured on.
+
+    Raises:
+        ValueError: the model has no such layers, or importance is asked for without a text.
+    """
+    total = _layers(source)
+    if start.layers is not None:
+        if start.layers[-1] >= total:
+            raise ValueError(f"student.start.layers {start.layers}: the model has layers 0 to {total - 1}")
+        return start.layers
+    assert start.keep is not None, "the recipe demands one of the two"
+    if start.keep > total:
+        raise ValueError(f"student.start.keep {start.keep}: the model has {total} layers")
+    if start.by == "position":
+        return spaced(start.keep, total)
+    if not texts:
+        raise ValueError("student.start.by is importance, which is measured on texts: prepare the data first")
+    order = np.argsort(-importance(source, texts[:IMPORTANCE_TEXTS]), kind="stable")
+    return sorted(int(layer) for layer in order[: start.keep])
+
+
+def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
+    """A copy of some layers of a model, everything around them unchanged."""
+    config = type(source.backbone.config).from_dict(source.backbone.config.to_dict())
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    place = {layer: position for position, layer in enumerate(layers)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in source.backbone.state_dict().items():
+        head, dot, rest = name.partition("layer." if "layer." in name else "layers.")
+        if dot:
+            number, _, tail = rest.partition(".")
+            if int(number) not in place:
+                continue
+            name = f"{head}{dot}{place[int(number)]}.{tail}"
+        state[name] = tensor.detach().clone()
+    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    left = [key for key in missing if not key.startswith("pooler.")]
+    assert not left, f"pruning lost {left}"
+    assert not unexpected, f"pruning kept {unexpected}"
+    return Embedder(
+        backbone,
+        AutoTokenizer.from_pretrained(source.tokenizer.name_or_path),
+        source.pooling,
+        max_tokens=source.max_tokens,
+        template=source.template,
+        prompts=source.prompts,
+    )
+
+
+def _layers(embedder: Embedder) -> int:
+    return int(embedder.backbone.config.num_hidden_layers)
