@@ -64,7 +64,7 @@ SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 def build(name: str, device: str, small: bool) -> Embedder:
     """The model with random weights, made on the device itself: 27B parameters in float32 fit in few machines."""
     kind, config_kind, shape = SHAPES[name]
-    config = config_kind(**(shape | (SMALL if small else {})), tie_word_embeddings=True)
+    config = config_kind(**(shape | (SMALL if small else {}) | {"tie_word_embeddings": True}))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32 if small else torch.bfloat16)
     try:
@@ -85,11 +85,11 @@ def rows_of(count: int, vocabulary: int) -> list[np.ndarray]:
 
 def flops(embedder: Embedder, lengths_N: np.ndarray) -> float:
     """Operations of the forward pass over real tokens; a causal token sees half of the row on average."""
-    config = embedder.backbone.config
+    config: Any = embedder.backbone.config
     weights = sum(p.numel() for name, p in embedder.backbone.named_parameters() if "embed_tokens" not in name)
     heads = config.num_attention_heads * config.head_dim
     attention = 2.0 * config.num_hidden_layers * heads * float(np.square(lengths_N, dtype=np.float64).sum())
-    return 2.0 * weights * float(lengths_N.sum()) + attention
+    return float(2.0 * weights * float(lengths_N.sum()) + attention)
 
 
 def measure(name: str, device: str, rate: float, small: bool) -> dict[str, Any]:
