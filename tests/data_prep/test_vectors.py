@@ -142,3 +142,13 @@ def test_rows_are_views_of_the_file(tmp_path: Path) -> None:
     columns = [column for shard in store.shards() for column in (shard.vectors_NE, shard.high_N, shard.low_N)]
     assert columns
     assert not any(column.flags.owndata or column.flags.writeable for column in columns)
+
+
+def test_a_key_takes_16_bytes_of_memory(tmp_path: Path) -> None:
+    store = VectorStore.open(tmp_path / "store", TEACHER, 2)
+    keys = np.random.default_rng(0).integers(0, 2**64, (200_000, 2), dtype=np.uint64)
+    for at in range(0, len(keys), 50_000):
+        store.append(keys[at : at + 50_000], np.ones((50_000, 2), dtype=np.float32))
+    again = VectorStore.open(tmp_path / "store", TEACHER, 2)
+    assert again.index_bytes == 16 * len(keys)
+    assert (again.locate(keys) >= 0).all()
