@@ -300,7 +300,7 @@ def equality(folder: str, *, worlds: tuple[int, ...] = WORLDS, steps: int = STEP
     results = {}
     for world in worlds:
         with TemporaryDirectory() as run:
-            results[world] = run_ranks(world, all_ways, folder, run, steps)[0]
+            results[world] = run_ranks(world, all_ways, folder, run, steps, seconds=1_200.0)[0]
     one, others = results[1], [results[world] for world in worlds if world > 1]
     ddp, loop = one["ddp"], one["loop"]
     differences = {

@@ -6,6 +6,7 @@ the same chunks and ends bit for bit where the uninterrupted one would have.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -29,7 +30,7 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
     """Choose the token budget and the memory for activations, from texts of the first batch.
 
     Raises:
-        ValueError: the configured budget is under one text.
+        ValueError: the configured budget is under one text, or the device has no memory for the longest text.
     """
     device = student.embedder.device
     longest = max(len(row) for row in rows)
@@ -40,9 +41,13 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
         )
     sample = _sample(rows, SAMPLE_TOKENS.get(device.type, 16_384))
     budget = config.token_budget or _fastest(student, sample, longest)
-    weight = _bytes_per_token(student, sample, budget)
     activations = config.activation_gib * 2**30 if config.activation_gib else 0.5 * _free_bytes(device)
-    return Memory(budget, activations, weight, student.embedder.packs)
+    memory = Memory(budget, activations, 0.0, student.embedder.packs)
+    while True:
+        try:
+            return replace(memory, bytes_per_token=_bytes_per_token(student, sample, memory.token_budget))
+        except torch.OutOfMemoryError:
+            memory = memory.halved(longest)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -68,9 +73,14 @@ def _sample(rows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
 def _fastest(student: Student, sample: Sequence[np.ndarray], longest: int) -> int:
     known = CANDIDATES.get(student.embedder.device.type, (4_096, 16_384))
     candidates = [budget for budget in known if budget >= longest] or [longest]
-    _forward_backward(student, sample, candidates[0])
-    seconds = {budget: min(_forward_backward(student, sample, budget) for _ in range(2)) for budget in candidates}
-    return min(seconds, key=lambda budget: seconds[budget])
+    seconds: dict[int, float] = {}
+    try:
+        _forward_backward(student, sample, candidates[0])
+        for budget in candidates:
+            seconds[budget] = min(_forward_backward(student, sample, budget) for _ in range(2))
+    except torch.OutOfMemoryError:  # nor will a larger one fit
+        student.zero_grad(set_to_none=True)
+    return min(seconds, key=lambda budget: seconds[budget], default=candidates[0])
 
 
 def _forward_backward(student: Student, sample: Sequence[np.ndarray], budget: int) -> float:
@@ -78,8 +88,9 @@ def _forward_backward(student: Student, sample: Sequence[np.ndarray], budget: in
     chunks = plan_chunks(np.array([len(row) for row in sample]), budget, packed=packed)
     _synchronize(student.embedder.device)
     start = time.perf_counter()
-    vectors, projected = student([[sample[i] for i in chunk] for chunk in chunks], len(chunks))
-    (vectors.sum() + projected.sum()).backward()
+    for chunk in chunks:  # one at a time: a sample need not fit as a whole
+        vectors, projected = student([[sample[i] for i in chunk]], 1)
+        (vectors.sum() + projected.sum()).backward()
     _synchronize(student.embedder.device)
     student.zero_grad(set_to_none=True)
     return time.perf_counter() - start

@@ -1,0 +1,117 @@
+"""Steps under pressure: a device without memory, checkpointed layers, and the shares that the log gives of the time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from benchmarks.pairs import TEACHER, load_inputs
+from benchmarks.ranks import small_recipe, train_state, write_small_inputs
+from embedding.embedder import Embedder
+from train.checkpoint import newest_checkpoint
+from train.loop import train
+from train.plan import checkpoint_identity, plan_stages
+from train.recipe import ComputeConfig, Recipe
+from train.step import Memory, prepare_work, train_step
+from train.student import Student, build_student
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small")
+    write_small_inputs(path)
+    return path
+
+
+def recipe(**compute: Any) -> Recipe:
+    return small_recipe(3).model_copy(update={"compute": ComputeConfig(**compute)})
+
+
+def student(settings: Recipe) -> Student:
+    return build_student(settings.student, Embedder.from_pretrained(TEACHER), settings.seed)
+
+
+def run(settings: Recipe, folder: Path, place: Path, model: Student) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The log and what the last checkpoint says the run chose."""
+    inputs = load_inputs(folder)
+    train(settings, model, inputs, place)
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last, _ = newest_checkpoint(place / "checkpoints", checkpoint_identity(settings, inputs))
+    assert last is not None
+    return lines, last.facts["memory"]
+
+
+def runs_out_above(model: Student, tokens: int) -> list[int]:
+    """Have the backbone raise what CUDA raises where a chunk has more padded tokens; returns the refused sizes."""
+    refused: list[int] = []
+
+    def check(_: object, __: object, given: dict[str, Tensor]) -> None:
+        size = given["input_ids"].numel()
+        if size > tokens:
+            refused.append(size)
+            raise torch.OutOfMemoryError(f"no memory for {size} tokens")
+
+    model.embedder.backbone.register_forward_pre_hook(check, with_kwargs=True)
+    return refused
+
+
+def test_out_of_memory_halves_the_budget_and_the_result_is_that_of_the_smaller_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    tight, small = student(recipe()), student(recipe())
+    refused = runs_out_above(tight, 140)
+    _, chosen = run(recipe(token_budget=512), folder, tmp_path / "tight", tight)
+    assert refused
+    assert chosen["token_budget"] == 128
+    _, chosen = run(recipe(token_budget=128), folder, tmp_path / "small", small)
+    assert chosen["token_budget"] == 128
+    assert all(torch.equal(a, b) for a, b in zip(tight.parameters(), small.parameters(), strict=True))
+
+
+def test_out_of_memory_in_the_midst_of_a_run_repeats_the_step_and_says_so(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_stages(recipe(), load_inputs(folder))[0]
+    work = prepare_work(plan.sampler, load_inputs(folder).vectors, 0)
+    results = []
+    for budget, limit in ((512, 140), (128, 1_000)):
+        model = student(recipe()).train()
+        optimizer = torch.optim.SGD([{"params": list(model.parameters()), "base_lr": 0.05}], lr=0.05)
+        memory = Memory(token_budget=budget, activation_bytes=1e9, bytes_per_token=1.0)
+        state = train_state(Accelerator(cpu=True), model, model, optimizer, plan, memory)
+        runs_out_above(model, limit)
+        results.append(train_step(state, work))
+        assert state.memory.token_budget == 128
+    assert results[0] == results[1]
+    assert "out of memory: chunks of 128 tokens from here on, and the step again" in capfd.readouterr().out
+    with pytest.raises(ValueError, match=r"out of memory with chunks of 128 tokens, and a text has 100; lower .* max_"):
+        state.memory.halved(100)
+
+
+def test_checkpointed_layers_give_the_same_losses_and_keep_less(folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for name in (False, True):
+        model = student(recipe())
+        settings = recipe(token_budget=256, layer_checkpointing=name)
+        found[name] = run(settings, folder, tmp_path / str(name), model)
+        assert model.embedder.backbone.is_gradient_checkpointing is name
+    (plain, kept), (checkpointed, less) = found[False], found[True]
+    for a, b in zip(plain, checkpointed, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    assert less["bytes_per_token"] < 0.5 * kept["bytes_per_token"]
+
+
+def test_a_log_line_says_where_the_time_went(folder: Path, tmp_path: Path) -> None:
+    lines, _ = run(recipe(token_budget=256), folder, tmp_path, student(recipe()))
+    for line in lines:
+        shares = {name: share for name, share in line.items() if name.startswith("time/")}
+        assert {f"time/{name}" for name in ("data", "forward", "communication", "backward", "optimizer")} <= set(shares)
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert 0 <= line["padding"] < 0.5
+        assert 0 < line["mfu"] < 1
+        assert line["tokens_per_s"] > 0
