@@ -125,6 +125,8 @@ class Ablation:
         self.runs = [self._run(name, seed) for seed in self.config.seeds for name in self.variants]
         self.folder = self.runs[0].recipe.output
         self.failed: dict[str, dict[int, str]] = {}
+        self._alive: set[subprocess.Popen[bytes]] = set()
+        self._ending = False
 
     def _run(self, variant: str, seed: int) -> Run:
         settings = self.config.settings | self.variants[variant] | {"seed": seed, "name": f"{variant}-s{seed}"}
@@ -180,7 +182,11 @@ class Ablation:
             of = fingerprint([run.recipe.data, run.recipe.teacher])
             if of not in seen:
                 seen.add(of)
-                self._process(run, ["embed", str(run.config)], {}, "data and vectors")
+                try:
+                    self._process(run, ["embed", str(run.config)], {}, "data and vectors")
+                except BaseException:
+                    self._end()
+                    raise
 
     def _local(self, due: Sequence[Run], engine: Engine, jobs: int) -> None:
         places: queue.Queue[int] = queue.Queue()
@@ -198,12 +204,25 @@ class Ablation:
                 places.put(place)
 
         with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(one, due):
-                pass
+            futures = [pool.submit(one, run) for run in due]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                self._end()
+                raise
+
+    def _end(self) -> None:
+        """Ask every run to stop: a training writes a checkpoint, from which the study goes on."""
+        self._ending = True
+        for process in list(self._alive):
+            process.terminate()
 
     def _process(self, run: Run, words: Sequence[str], environment: dict[str, str], what: str) -> None:
         """One eyas command as a process of its own, its words in `runs/STUDY/output/NAME.log`."""
-        while (who := holder(run.folder)) is not None:
+        while not self._ending and (who := holder(run.folder)) is not None:
             self.say(f"{run.recipe.name}: waiting for process {who.get('pid')}, which works on it")
             time.sleep(WAIT_SECONDS)
         log = self.folder / "output" / f"{run.recipe.name}.log"
@@ -213,12 +232,11 @@ class Ablation:
             process = subprocess.Popen(
                 python_words(words), stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
             )
-            try:
-                code = process.wait()
-            except BaseException:
-                process.terminate()  # a training writes a checkpoint, from which the study goes on
-                process.wait()
-                raise
+            self._alive.add(process)
+            if self._ending:
+                process.terminate()
+            code = process.wait()
+            self._alive.discard(process)
         took = time.perf_counter() - begun
         if code:
             last = (log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"])[-1]

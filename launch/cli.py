@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 errors = Console(stderr=True)
 
 # What to install when an optional library is missing: the extra of eyas that brings it.
-EXTRAS = {"faiss": "mine", "mteb": "eval", "sentence_transformers": "eval", "wandb": "wandb", "peft": "lora"}
+EXTRAS = {
+    "faiss": "mine",
+    "mteb": "eval",
+    "sentence_transformers": "eval",
+    "wandb": "wandb",
+    "peft": "lora",
+    "ray": "ray",
+}
 
 # What the demo searches among the held-out docstrings: subjects of the standard library and of packages it installs.
 DEMO_QUERIES = (

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import datasets
@@ -42,7 +42,13 @@ EXPECTED = (Preempted, Stopped, MainFailed)
 
 
 def drive(
-    config: str, overrides: Sequence[str], until: Step, *, resume: bool = True, queries: Sequence[str] = ()
+    config: str,
+    overrides: Sequence[str],
+    until: Step,
+    *,
+    resume: bool = True,
+    queries: Sequence[str] = (),
+    pipeline: Callable[..., Pipeline] = Pipeline,
 ) -> int:
     """Run a recipe up to a step, together with the other ranks where a launcher started several.
 
@@ -74,9 +80,9 @@ def drive(
 
             if rank() > 0:
                 log.begin()
-            pipeline = Pipeline(recipe, Console(), resume=resume, queries=queries, on_work=on_work)
-            with _recorded(record, pipeline) if rank() == 0 else contextlib.nullcontext():
-                pipeline.run(until)
+            work = pipeline(recipe, Console(), resume=resume, queries=queries, on_work=on_work)
+            with _recorded(record, work) if rank() == 0 else contextlib.nullcontext():
+                work.run(until)
             leave()
     except Preempted as stop:
         main = rank() == 0

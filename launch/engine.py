@@ -14,7 +14,7 @@ from pathlib import Path
 
 from embedding.config import CONFIGS, find_config, read_yaml, suggest
 
-ENGINES = {"local": "launch.local", "slurm": "launch.slurm"}
+ENGINES = {"local": "launch.local", "slurm": "launch.slurm", "ray": "launch.on_ray"}
 """A module with `run(job, engine) -> exit code` for each name of --on."""
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -37,18 +38,21 @@ def write(**changes: object) -> None:
     Path("study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
 
 
+@pytest.mark.timeout(900)
 def test_a_study_killed_half_way_goes_on_and_ends(place: Path) -> None:
     words = [sys.executable, "-m", "launch", "ablate", "study.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     second = place / "runs/rates/high-s0/run.json"
-    until = time.monotonic() + 240
-    while not second.is_file():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    until = time.monotonic() + 600
+    try:
+        while not second.is_file():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the study and the run it is at, both at once
+        process.wait()
     first = place / "runs/rates/base-s0/scorecard.json"
     written = first.stat().st_mtime_ns
     result = eyas("ablate", "study.yaml")
@@ -65,6 +69,20 @@ def test_a_study_killed_half_way_goes_on_and_ends(place: Path) -> None:
     assert "2 finished before" in again.stdout
     (place / "mine.yaml").write_text(RECIPE.replace("steps: 2", "steps: 1"))
     assert not any(run.done for run in Ablation(Path("study.yaml"), print).runs)  # made from another recipe
+
+
+@pytest.mark.timeout(900)
+def test_a_study_that_is_asked_to_stop_takes_its_runs_with_it(place: Path) -> None:
+    words = [sys.executable, "-m", "launch", "ablate", "study.yaml"]
+    study = psutil.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 600
+    while not (runs := study.children()):
+        assert study.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    study.terminate()
+    assert study.wait(timeout=120) == os.EX_TEMPFAIL
+    assert not [run for run in runs if run.is_running()]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +120,7 @@ def test_a_grid_is_every_combination(place: Path) -> None:
     assert run.folder == Path("runs/rates/learning_rate-0.001_batch_size-8-s1")
 
 
+@pytest.mark.timeout(900)
 def test_a_failed_run_is_reported_and_the_others_go_on(place: Path) -> None:
     write(variants={"base": {}, "broken": {"data.sources.0.path": "nowhere.jsonl"}})
     result = eyas("ablate", "study.yaml")

@@ -1,0 +1,162 @@
+"""The teacher's pass on a Ray cluster: Ray Data hands units of text to actors that hold the teacher, one per GPU.
+
+What Ray is used for: it starts the actors where there is room, deals them the units, starts a dead one again elsewhere
+and gives its unit to another, and shows the progress. The vectors do not travel through Ray: an actor appends them to
+the store itself, as every other process does, so that what was computed is kept whatever happens to the cluster. A unit
+that is dealt twice costs what its last shard cost, since only missing vectors are computed. Texts and store lie on a
+file system that every node sees.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.embed import Pass
+from data_prep.tables import Texts
+from data_prep.teacher import AnyTeacher, load_teacher, vector_keys
+from data_prep.units import Rota, Share, cut_units, text_bytes
+from data_prep.vectors import VectorStore, first_rows
+from embedding.embedder import Embedder
+from launch.drive import drive
+from launch.engine import Engine, Job, inherited_path
+from launch.pipeline import Pipeline
+from launch.steps import Result
+from launch.workspace import parameters
+
+CPU_WORKERS = 2
+"""Actors where the cluster has no GPU and nothing is asked for."""
+ROW = dict[str, np.ndarray]
+
+
+class Worker:
+    """An actor: the teacher, and the store it writes to."""
+
+    def __init__(self, config: AnyTeacher, texts: Path, stores: Path, workers: int) -> None:
+        teacher = load_teacher(config)
+        self.work = Pass(config, teacher, stores, Texts.load(texts))
+        self.units = cut_units(self.work.size_N, workers)
+        store = self.work.store
+        facts = {
+            "store": str(store.folder),
+            "identity": store.identity,
+            "width": store.width,
+            "parameters": parameters(teacher) if isinstance(teacher, Embedder) else None,
+            "note": self.work.note,
+            "set_aside": store.set_aside,
+        }
+        self.facts = json.dumps(facts)
+
+    def __call__(self, batch: ROW) -> ROW:
+        """Embed what the units lack: {unit} -> {computed, tokens, cut, facts}, a row for each unit."""
+        rows: dict[str, list[Any]] = {"computed": [], "tokens": [], "cut": [], "facts": []}
+        for unit in batch["unit"].tolist():
+            before = (self.work.computed, self.work.tokens, self.work.cut)
+            rota = Rota(self.work.store, self.work.keys_N2, self.units, Share())
+            rota.own = [unit]
+            self.work.run(rota, None)
+            after = (self.work.computed, self.work.tokens, self.work.cut)
+            for name, now, then in zip(("computed", "tokens", "cut"), after, before, strict=True):
+                rows[name].append(now - then)
+            rows["facts"].append(self.facts)
+        return {name: np.array(values) for name, values in rows.items()}
+
+
+class RayPipeline(Pipeline):
+    """The pipeline whose teacher runs on the cluster; this process loads no teacher."""
+
+    def __init__(self, *args: Any, engine: Engine, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.engine = engine
+
+    def _embed(self) -> Result:
+        import ray
+        import ray.data
+
+        ray.init(runtime_env={"env_vars": {**inherited_path(), "TOKENIZERS_PARALLELISM": "false"}}, log_to_driver=False)
+        try:
+            return self._on_cluster(ray)
+        finally:
+            ray.shutdown()
+
+    def _on_cluster(self, ray: Any) -> Result:
+        config = self.recipe.teacher
+        there = int(ray.cluster_resources().get("GPU", 0))
+        gpus = self.engine.gpus if self.engine.gpus is not None else there
+        if gpus > there:
+            raise ValueError(f"--gpus {gpus}: the Ray cluster has {there}")
+        workers = gpus or self.engine.procs or CPU_WORKERS
+        texts, stores = (self.at.data / "texts").resolve(), (self.at.cache / "vectors").resolve()
+        keys_N2 = vector_keys(self.at.texts, config.template)
+        distinct_N = first_rows(keys_N2)
+        units = np.arange(len(cut_units(text_bytes(self.at.texts)[distinct_N], workers)))
+        # A reduction is fitted by the first process, so one actor begins alone; it is quick where there is none to fit.
+        first, rest = (units[:1], units[1:]) if config.store.pca else (units[:0], units)
+        make = partial(_embedded, ray, config, texts, stores, workers, 1 if gpus else 0)
+        rows = [row for part in (first, rest) if len(part) for row in make(part)]
+        facts = json.loads(rows[0]["facts"])
+        store = VectorStore.open(Path(facts["store"]), facts["identity"], facts["width"])
+        if lost := int(store.missing(keys_N2[distinct_N]).sum()):
+            raise ValueError(
+                f"{store.folder}: {lost} vectors did not arrive; do all nodes of the cluster see this folder?"
+            )
+        notes = [facts["note"], *(f"damaged, computed again: {name}" for name in facts["set_aside"])]
+        for line in filter(None, notes):
+            self.ledger.say("", line)
+        computed = sum(int(row["computed"]) for row in rows)
+        return {
+            "outputs": [str(self.at.cache / "vectors" / store.folder.name)],
+            "identity": facts["identity"],
+            "width": facts["width"],
+            "parameters": facts["parameters"],
+            "vectors": {"computed": computed, "reused": len(distinct_N) - computed},
+            "tokens": sum(int(row["tokens"]) for row in rows),
+            "cut": sum(int(row["cut"]) for row in rows),
+        }
+
+
+def _embedded(
+    ray: Any, config: AnyTeacher, texts: Path, stores: Path, workers: int, gpus: int, units: np.ndarray
+) -> list[dict[str, Any]]:
+    """The units through a pool of actors. Ray Data starts a lost actor again, and gives its units to the others."""
+    size = min(workers, len(units))
+    found: list[dict[str, Any]] = (
+        ray.data.from_items([{"unit": int(unit)} for unit in units], override_num_blocks=len(units))
+        .map_batches(
+            Worker,
+            fn_constructor_args=(config, texts, stores, workers),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_cpus=1,
+            num_gpus=gpus,
+        )
+        .take_all()
+    )
+    return found
+
+
+def run(job: Job, engine: Engine) -> int:
+    """Embed on the Ray cluster that `RAY_ADDRESS` names, else on one that is started on this machine.
+
+    Raises:
+        ValueError: another command than embed, or an option that means nothing here.
+    """
+    if job.command != "embed":
+        raise ValueError(f"eyas {job.command} --on ray: Ray runs the teacher, eyas embed; use --on local or --on slurm")
+    for name in ("time", "partition", "sbatch", "port", "accelerate"):
+        if getattr(engine, name):
+            raise ValueError(f"--{name} means nothing with --on ray")
+    if engine.nodes > 1:
+        raise ValueError(f"--nodes {engine.nodes}: the Ray cluster says which nodes there are; --gpus says how many")
+    if engine.dry_run:
+        where = os.environ.get("RAY_ADDRESS", "a cluster started on this machine, unless one runs here")
+        workers = f"{engine.gpus} GPUs" if engine.gpus else f"{engine.procs or CPU_WORKERS} CPU actors or all GPUs"
+        sys.stdout.write(f"Ray at {where}: {workers}, an actor with the teacher on each: {' '.join(job.words())}\n")
+        return 0
+    make: Callable[..., Pipeline] = partial(RayPipeline, engine=engine)
+    return drive(job.config, job.overrides, "embed", pipeline=make)

@@ -1,0 +1,89 @@
+"""The teacher's pass on a real local Ray cluster: one of its two workers is killed, and every vector is there."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from data_prep.embed import embed_texts
+from data_prep.harvest import harvest
+from data_prep.tables import Texts
+from data_prep.teacher import TeacherConfig, vector_keys
+from data_prep.vectors import VectorStore
+from embedding.files import read_json
+from tests.launch.conftest import RECIPE, eyas, write_rows
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+PAIRS = 600
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pairs = harvest(PAIRS, workers=1).train
+    write_rows(tmp_path / "faq.jsonl", [{"question": pair.summary, "answer": pair.body} for pair in pairs])
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def workers(of: psutil.Process) -> list[psutil.Process]:
+    """The processes of Ray's actors that hold the teacher."""
+    return [child for child in of.children(recursive=True) if "MapWorker" in " ".join(child.cmdline())]
+
+
+def test_a_killed_worker_costs_no_vector(place: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'eyas[ray]'")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "launch", "embed", "mine.yaml", "--on", "ray", "--procs", "2"]
+    with (place / "said.txt").open("w") as said:
+        process = psutil.Popen(words, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        until, killed = time.monotonic() + 280, 0
+        while process.poll() is None:
+            assert time.monotonic() < until, (place / "said.txt").read_text()
+            if not killed and list(place.glob("runs/cache/vectors/*/shards/*.arrow")):
+                victims = workers(process)
+                if victims:
+                    victims[0].kill()
+                    killed += 1
+            time.sleep(0.05)
+    assert process.returncode == 0, (place / "said.txt").read_text()
+    assert killed == 1
+    facts = read_json(place / "runs/tiny/steps/embed.json")["result"]
+    texts = Texts.load(next((place / "runs/cache/data").glob("*/texts")))
+    config = TeacherConfig(max_tokens=32)
+    keys_N2 = vector_keys(texts, config.template)
+    on_ray = VectorStore.open(Path(facts["outputs"][0]), facts["identity"], facts["width"])
+    assert not on_ray.missing(keys_N2).any()
+    report = embed_texts(config, texts, place / "alone", progress=False)
+    assert report.identity == facts["identity"]
+    alone = VectorStore.open(report.store, report.identity, report.width)
+    np.testing.assert_allclose(on_ray.rows(keys_N2), alone.rows(keys_N2), atol=2e-3)
+    # another process finds nothing left to do
+    assert "skipped, finished before" in eyas("embed", "mine.yaml").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "mine.yaml", "--on", "ray"], "Ray runs the teacher, eyas embed"),
+        (["embed", "mine.yaml", "--on", "ray", "--time", "1:00"], "--time means nothing"),
+        (["embed", "mine.yaml", "--on", "ray", "--nodes", "2"], "the Ray cluster says which nodes"),
+    ],
+)
+def test_what_ray_cannot_do_is_refused(place: Path, words: list[str], message: str) -> None:
+    result = eyas(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_starts_no_cluster(place: Path) -> None:
+    result = eyas("embed", "mine.yaml", "--on", "ray", "--gpus", "4", "--dry-run")
+    assert result.exit_code == 0
+    assert "4 GPUs" in result.stdout
