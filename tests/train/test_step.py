@@ -1,4 +1,4 @@
-"""Steps under pressure: a device without memory, checkpointed layers, and the shares that the log gives of the time."""
+"""Steps under pressure: a device without memory, checkpointed layers, documents of 32,768 tokens, the log's shares."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmarks.pairs import TEACHER, load_inputs
+from benchmarks.pairs import TEACHER, load_inputs, ranking_rows, write_inputs
+from benchmarks.processes import run_alone
 from benchmarks.ranks import small_recipe, train_state, write_small_inputs
 from embedding.embedder import Embedder
 from train.checkpoint import newest_checkpoint
 from train.loop import train
+from train.losses import InfoNCE
 from train.plan import checkpoint_identity, plan_stages
 from train.recipe import ComputeConfig, Recipe
 from train.step import Memory, prepare_work, train_step
@@ -115,3 +117,39 @@ def test_a_log_line_says_where_the_time_went(folder: Path, tmp_path: Path) -> No
         assert 0 <= line["padding"] < 0.5
         assert 0 < line["mfu"] < 1
         assert line["tokens_per_s"] > 0
+
+
+def long_step(folder: str, tokens: int) -> dict[str, float]:
+    """A step over two documents of `tokens` tokens: its loss, and the memory it needed beyond the process before."""
+    small = small_recipe(1)
+    start = small.student.start.model_copy(update={"layers": 1, "positions": tokens})
+    config = small.student.model_copy(update={"start": start, "max_tokens": tokens})
+    stage = small.stages[0].model_copy(update={"batch_size": 2, "max_tokens": tokens, "losses": [InfoNCE()]})
+    settings = small.model_copy(update={"student": config, "stages": [stage]})
+    inputs = load_inputs(Path(folder))
+    model = student(settings).train()
+    plan = plan_stages(settings, inputs)[0]
+    work = prepare_work(plan.sampler, None, 0)
+    assert sorted(work.batch.length_N.tolist())[-2:] == [tokens, tokens]
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "base_lr": 0.05}], lr=0.05)
+    memory = Memory(token_budget=tokens, activation_bytes=0.0, bytes_per_token=1.0)
+    state = train_state(Accelerator(cpu=True), model, model, optimizer, plan, memory)
+    before = _kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak
+    metrics = train_step(state, work)
+    return {"mib": (_kib("VmHWM") - before) / 1024, "loss": metrics["loss"], "norm": metrics["grad_norm"]}
+
+
+def _kib(name: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
+
+
+def test_32768_tokens_take_memory_linear_in_tokens(tmp_path: Path) -> None:
+    word = "an eyas is a young hawk taken from its nest "
+    pairs = [(f"summary {i}", f"{i} " + word * 4_000) for i in range(2)]
+    write_inputs(tmp_path, ranking_rows(pairs), Embedder.from_pretrained(TEACHER, max_tokens=64), vectors=False)
+    quarter, whole = (run_alone(1, long_step, str(tmp_path), tokens)[0] for tokens in (8_192, 32_768))
+    assert whole["norm"] > 0
+    assert whole["mib"] < 6 * quarter["mib"], "a score matrix would make it 16 times as much"
+    assert whole["mib"] < 1_024, "one score matrix of one head would have 4,096 MiB"
