@@ -35,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(**changes: object) -> None:
-    Path("study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    Path("study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
 
 
 @pytest.mark.timeout(900)
@@ -130,7 +130,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(place: Path) -> None:
 
 
 def test_a_dry_run_starts_nothing(place: Path) -> None:
-    result = eyas("ablate", "study.yaml", "--dry-run")
+    result = eyas("ablate", "study.yaml", "--on", "local", "--dry-run")
     assert result.exit_code == 0
     assert "runs/rates/high-s0" in result.stdout
     assert not Path("runs").exists()
