@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.clean import digest
 from data_prep.tables import Examples, Ragged, Texts, pieces
 
-KEYED_TEXTS = 65_536
+KEYED_TEXTS = 16_384
 """Texts whose digests are taken at a time."""
 
 

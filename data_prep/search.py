@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 Vectors = Callable[[np.ndarray], np.ndarray]
-"""Rows of the texts table -> their vectors: float32 [n, E]."""
+"""Rows of the texts table -> their vectors, which belong to the caller: float32 [n, E]."""
 Index = Literal["auto", "exact", "ivf", "hnsw"]
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 32 << 20
 """Documents in float32 at a time."""
 EXACT_DOCUMENTS = 1_000_000
 """Up to so many documents the CPU compares them all. A matrix product does some 20 times as many comparisons a second
@@ -54,9 +54,12 @@ def search_among(
 
 
 def unit(vectors_NE: np.ndarray) -> np.ndarray:
-    """The vectors with length 1: float32 [N, E], in one piece of memory. A zero vector stays zero."""
-    norms = np.linalg.norm(vectors_NE, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors_NE / np.maximum(norms, 1e-12), dtype=np.float32)
+    """The vectors with length 1, in one piece of memory: the given ones themselves where they are float32 already.
+    A zero vector stays zero."""
+    unit_NE = np.ascontiguousarray(vectors_NE, dtype=np.float32)
+    norms_N = np.sqrt(np.einsum("ne,ne->n", unit_NE, unit_NE))
+    unit_NE /= np.maximum(norms_N, 1e-12)[:, None]
+    return unit_NE
 
 
 class _Chunks:

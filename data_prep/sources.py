@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from data_prep.documents import READ, Pairing, pairs_of
 from data_prep.readers import (
     Reader,
     Record,
@@ -194,6 +195,50 @@ class HubSource(_Columns):
         return read_hub(self.repository, self.subset, self.split, self.revision, self.columns())
 
 
+class DocumentsSource(_Files):
+    """Pairs that documents hold without anybody's labels (`data_prep.documents`): a file, a pattern such as
+    `docs/**/*.md`, or a folder with everything in it that is text, Markdown, HTML or Python.
+
+    A file that holds no pair or cannot be read is dropped and counted. Needs `pip install 'eyas[documents]'`.
+    """
+
+    kind: Literal["documents"]
+    pairs: list[Pairing] = Field(default=["heading", "title", "context", "docstring"], min_length=1)
+    """heading -> section, title -> beginning, sentence -> its passage, docstring -> code."""
+    query: Literal["query"] = "query"
+    positive: Literal["positive"] = "positive"
+    group: Literal["group"] = "group"
+    on_error: Literal["stop", "drop"] = "drop"
+
+    def _reader(self) -> Reader:
+        return lambda path, _: self._pairs(path)
+
+    def records(self) -> Iterator[Record]:
+        """The pairs of all files, in the order of the files' names."""
+        named = [path for path in self.files() if path.is_file()]
+        read = [path for path in named if path.suffix.lower() in READ]
+        if not read:
+            raise ValueError(f"{self.path}: {len(named)} files, and none that ends in {', '.join(sorted(READ))}")
+        for path in read:
+            yield from self._pairs(path)
+
+    def _pairs(self, path: Path) -> Iterator[Record]:
+        found = 0
+        try:
+            for pair in pairs_of(path, path.read_text(encoding="utf-8-sig"), self.pairs):
+                found += 1
+                values = {"query": pair.query, "positive": pair.positive, "group": str(path)}
+                yield Record(f"{path} ({pair.where})", values)
+        except UnicodeDecodeError:
+            yield Record(str(path), {}, "not UTF-8")
+            return
+        except (SyntaxError, ValueError, RecursionError):
+            yield Record(str(path), {}, "source code that does not parse")
+            return
+        if not found:
+            yield Record(str(path), {}, "no pair in the document")
+
+
 class DocstringsSource(_Source):
     """Summary line -> rest of the docstring, from the standard library and the installed packages.
 
@@ -209,7 +254,7 @@ class DocstringsSource(_Source):
         return self.name or "docstrings"
 
 
-ColumnSource = JsonlSource | CsvSource | ParquetSource | DatasetsSource | HubSource
+ColumnSource = JsonlSource | CsvSource | ParquetSource | DatasetsSource | HubSource | DocumentsSource
 Source = Annotated[ColumnSource | DocstringsSource, Field(discriminator="kind")]
 
 

@@ -26,7 +26,9 @@ errors = Console(stderr=True)
 
 # What to install when an optional library is missing: the extra of eyas that brings it.
 EXTRAS = {
+    "bs4": "documents",
     "faiss": "mine",
+    "markdown_it": "documents",
     "mteb": "eval",
     "sentence_transformers": "eval",
     "wandb": "wandb",
