@@ -15,6 +15,7 @@ from launch.runs import find_runs, hold, redacted, refuse_secrets, scrubbed
 from tests.launch.conftest import RUN, STEPS, contents, eyas, skipped
 from train.recipe import Recipe
 
+ROOT = Path(__file__).parents[2]
 SECRETS = {"HF_TOKEN": "hf_neverToBeSeenAnywhere", "SOME_API_KEY": "sk-neverToBeSeenEither"}
 
 # ------------------------------------------------------------------------------------------------- what a folder says
@@ -26,7 +27,8 @@ def test_a_run_folder_says_what_made_it(finished: Path) -> None:
     assert record["command"][0] == "eyas"
     assert list(record["made_from"]) == STEPS
     assert all(len(fingerprint) == 16 for fingerprint in record["made_from"].values())
-    assert len(environment["git"]["eyas"]["commit"]) == 40
+    if (ROOT / ".git").exists():
+        assert len(environment["git"]["eyas"]["commit"]) == 40
     assert environment["versions"]["torch"]
     assert load_config(Recipe, RUN / "config.yaml").name == "tiny"
     log = (RUN / "logs" / "rank-0.log").read_text()
@@ -43,7 +45,7 @@ def test_runs_are_listed_and_shown(finished: Path) -> None:
     assert "done" in listed
     assert f"{card['means']['task_type']['student']:.4f}" in listed
     shown = " ".join(eyas("runs", "show", "tiny").stdout.split())
-    assert read_json(RUN / "environment.json")["git"]["eyas"]["commit"][:12] in shown.replace(" ", "")
+    assert read_json(RUN / "environment.json")["versions"]["torch"] in shown
     missing = eyas("runs", "show", "tinny")
     assert missing.exit_code == 2
     assert "did you mean 'tiny'" in missing.stderr
@@ -53,11 +55,11 @@ def test_runs_are_listed_and_shown(finished: Path) -> None:
 
 
 def test_a_failed_and_a_killed_run_say_where(finished: Path) -> None:
-    failed = eyas("train", "mine.yaml", "name=failed", "stages.0.learning_rate=1.0e+38", "stages.0.warmup=0.0")
+    failed = eyas("train", "mine.yaml", "name=failed", "data.sources.0.query=qestion")
     assert failed.exit_code == 2
     record = read_json(Path("runs/failed/run.json"))
-    assert record["state"] == "refused"
-    assert "not finite" in record["error"]
+    assert (record["state"], record["step"]) == ("refused", "prepare")
+    assert "no column 'qestion'" in record["error"]
     killed = record | {"state": "running", "step": "train"}  # what a process that is gone has left
     Path("runs/failed/run.json").write_text(json.dumps(killed))
     states = {run.name: run.state for run in find_runs(Path("runs"))}
@@ -104,7 +106,7 @@ def test_wandb_reads_what_metrics_jsonl_holds_and_no_secret_is_in_any_file(
     assert len(history) == len(lines) == 2
     for found, line in zip(history, lines, strict=True):
         values = _values(found)
-        assert {name for name in values if not name.startswith("_")} == set(line) - {"step"}
+        assert {name for name in values if not name.startswith("_")} - {"num"} == set(line) - {"step"}
         assert values["loss"] == pytest.approx(line["loss"])
 
     searched = [path for path in Path("runs").rglob("*") if path.is_file()]
@@ -130,7 +132,9 @@ def _values(history: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_secret_on_the_command_line_is_refused_and_written_nowhere(finished: Path, override: str, said: str) -> None:
-    endpoint = ["teacher.kind=endpoint", "teacher.model=m", "teacher.url=http://localhost:1/v1"]
+    recipe = Path("mine.yaml").read_text().replace("teacher:\n  max_tokens: 32", "teacher:\n  kind: endpoint")
+    Path("mine.yaml").write_text(recipe)
+    endpoint = ["teacher.model=m", "teacher.url=http://localhost:1/v1"]
     for engine in ([], ["--on", "slurm", "--dry-run"]):
         result = eyas("embed", "mine.yaml", "name=secret", *endpoint, override, *engine)
         assert result.exit_code == 2, result.output
