@@ -11,7 +11,7 @@
 PYTHON ?= python3
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
-EXTRAS := eval,demo,wandb,mine,documents,lora,dev
+EXTRAS := eval,demo,clean,wandb,mine,documents,lora,dev
 RUN := .venv/bin/python
 INSTALLED := .venv/installed
 

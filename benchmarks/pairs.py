@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from data_prep.assemble import Assembly
+from data_prep.assemble import assembled
 from data_prep.harvest import harvest
-from data_prep.sources import Row
+from data_prep.rows import Row
 from data_prep.tables import Examples, Texts, Tokens
 from data_prep.tokenized import tokenize_texts
 from embedding.embedder import Embedder
@@ -50,10 +51,10 @@ def write_inputs(
     folder: Path, rows: Sequence[Row], embedder: Embedder, *, template: Template = BARE, vectors: bool = True
 ) -> None:
     """Write texts, examples, tokens and, if asked, the vectors of `embedder`, in its role as teacher, to `folder`."""
-    assembly = Assembly()
-    for row in rows:
-        assembly.add(row, 0, "Given a summary, retrieve the documentation" if template.query else "")
-    assembly.freeze().write(folder, ["docstrings"])
+    task = "Given a summary, retrieve the documentation" if template.query else ""
+    with TemporaryDirectory() as work:
+        found = assembled(((row, 0, task) for row in rows), Path(work) / "texts")
+        found.freeze().write(folder, ["docstrings"])
     write_manifest(folder, {"rows": fingerprint([list(row) for row in rows])})
     tokenize_texts(folder, embedder.tokenizer, template, folder / "tokens")
     if not vectors:

@@ -1,25 +1,32 @@
 """The tables while they grow: every text once, examples that point into them, and what is kept from training.
 
-Shapes: N texts, M examples. Texts are held in memory until they are written; everything else is a flat array.
+Texts go to a file as they come; in memory there are flat arrays, about 50 bytes a text. Which texts are equal is found
+by sorting their keys when all are there.
+
+Shapes: T texts as they came, repeats included (a text is known by its first place); M examples; B bands.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from data_prep.clean import digest, order
-from data_prep.sources import Row
-from data_prep.tables import EXAMPLES, TEXTS, Ragged, pieces, write_table
-from embedding.files import content_key
-from embedding.instruction import Role
+from data_prep.clean import normal_form, order
+from data_prep.examine import Batch, Examined, Shared, examine
+from data_prep.filters import FilterConfig
+from data_prep.near_duplicates import BANDS, candidates, representatives, similarities
+from data_prep.rows import Numbered, Row
+from data_prep.tables import EXAMPLES, TEXTS, Ragged, write_table
 
-BATCH_ROWS = 10_000
 FEWEST = 2
 """Pairs that a task needs at the least."""
+_SPILL = pa.schema([("role", pa.string()), ("task", pa.string()), ("text", pa.large_string()), ("lang", pa.string())])
+KEPT, DUPLICATE, NEAR_DUPLICATE, HELD, SPOILT = range(5)
+"""What becomes of an example."""
+FATES = ("", "duplicate", "near-duplicate", "held out", "repeats a held-out text")
 
 
 class Pair(NamedTuple):
@@ -31,72 +38,148 @@ class Pair(NamedTuple):
 
 
 class Assembly:
-    """Collects rows, then holds some out, then writes the rest."""
+    """Collects examined rows; `freeze` says which of them are distinct."""
 
-    def __init__(self) -> None:
-        self.row_of: dict[bytes, int] = {}
-        self.roles, self.tasks, self.texts, self.langs = list[str](), list[str](), list[str](), list[str]()
-        self.digests = array("Q")
-        self.queries, self.units = array("q"), array("Q")
-        self.positives, self.positive_counts = array("q"), array("q")
-        self.negatives, self.negative_counts = array("q"), array("q")
-        self.scores, self.groups, self.sources = array("f"), array("q"), array("i")
+    def __init__(self, folder: Path) -> None:
+        """`folder` takes the texts meanwhile; delete it when all is written."""
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.keys, self.digests = array("Q"), array("Q")
+        self.units, self.counts = array("Q"), array("q")
+        self.positive_counts = array("q")
+        self.scores, self.groups, self.sources, self.numbers = array("f"), array("q"), array("i"), array("q")
         self.group_of: dict[tuple[int, str], int] = {}
-        self.seen: set[bytes] = set()
+        self._file = pa.OSFile(str(folder / "texts.arrow"), "wb")
+        self._writer = pa.ipc.new_file(self._file, _SPILL)
+        self._bands = [(folder / f"band-{band:02}").open("wb") for band in range(BANDS)]
 
-    def add(self, row: Row, source: int, instruction: str, symmetric: bool = False) -> bool:
-        """Add an example; False where the same one is there already."""
-        asks = bool(row.positives or instruction)
-        query = self._text("query" if asks else "document", instruction, row.query, row.lang)
-        side: tuple[Role, str] = ("query", instruction) if symmetric else ("document", "")
-        positives = [self._text(*side, text, row.lang) for text in row.positives]
-        negatives = [self._text(*side, text, row.lang) for text in row.negatives]
-        key = content_key(repr((query, sorted(positives), sorted(negatives), row.score)))
-        if key in self.seen:
-            return False
-        self.seen.add(key)
-        self.queries.append(query)
-        self.positives.extend(positives)
-        self.positive_counts.append(len(positives))
-        self.negatives.extend(negatives)
-        self.negative_counts.append(len(negatives))
-        self.scores.append(float("nan") if row.score is None else row.score)
-        self.sources.append(source)
-        if row.group is None:
-            self.groups.append(-1)
-            self.units.append(self.digests[(positives or [query])[0]])
-        else:
-            self.groups.append(self.group_of.setdefault((source, row.group), len(self.group_of)))
-            self.units.append(order(source, row.group))
-        return True
-
-    def _text(self, role: Role, task: str, text: str, lang: str) -> int:
-        row = self.row_of.setdefault(content_key(role, task, text), len(self.texts))
-        if row == len(self.texts):
-            self.roles.append(role)
-            self.tasks.append(task)
-            self.texts.append(text)
-            self.langs.append(lang)
-            self.digests.append(digest(text))
-        return row
+    def add(self, found: Examined) -> None:
+        """Add the rows of a batch that stay."""
+        if not found.rows:
+            return
+        columns = (found.roles, found.tasks, found.texts, found.langs)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SPILL, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=_SPILL))
+        start = len(self.digests)
+        self.keys.frombytes(np.ascontiguousarray(found.keys_T2).tobytes())
+        self.digests.frombytes(found.digests_T.tobytes())
+        for band, file in enumerate(self._bands[: found.bands_TB.shape[1]]):
+            file.write(np.ascontiguousarray(found.bands_TB[:, band]).tobytes())
+        for number, _, row in found.rows:
+            self.counts.append(len(row.texts()))
+            self.positive_counts.append(len(row.positives))
+            self.scores.append(float("nan") if row.score is None else row.score)
+            self.sources.append(found.source)
+            self.numbers.append(number)
+            if row.group is None:
+                self.groups.append(-1)
+                self.units.append(self.digests[start + min(len(row.positives), 1)])
+            else:
+                self.groups.append(self.group_of.setdefault((found.source, row.group), len(self.group_of)))
+                self.units.append(order(found.source, row.group))
+            start += self.counts[-1]
 
     def freeze(self) -> "Selection":
-        """What was collected, with every example still in."""
+        """What was collected; examples that repeat an earlier one are out."""
+        self._writer.close()
+        self._file.close()
+        for file in self._bands:
+            file.close()
         return Selection(self)
 
 
+def assembled(rows: Iterable[tuple[Row, int, str]], folder: Path, symmetric: bool = False) -> Assembly:
+    """An assembly of (row, source, instruction), with nothing filtered, in `folder`."""
+    assembly = Assembly(folder)
+    for number, (row, source, instruction) in enumerate(rows, start=1):
+        batch = Batch(source, instruction, symmetric, FilterConfig(), [Numbered(number, "", row)])
+        assembly.add(examine(batch, Shared()))
+    return assembly
+
+
+class Spill:
+    """The texts as they came, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        sizes = [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)]
+        self._starts = np.cumsum([0, *sizes])
+
+    def take(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
+        """Ascending rows, in pieces."""
+        borders = np.searchsorted(rows, self._starts)
+        for number in np.flatnonzero(np.diff(borders)).tolist():
+            mine = rows[borders[number] : borders[number + 1]] - self._starts[number]
+            yield self._reader.get_batch(number).take(pa.array(mine))
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """The texts of rows in any order."""
+        distinct, place = np.unique(rows, return_inverse=True)
+        found = [text for batch in self.take(distinct) for text in batch.column("text").to_pylist()]
+        return [found[i] for i in place.tolist()]
+
+
 class Selection:
-    """Which examples are trained on. `held_M`: kept for evaluation; `spoilt_M`: repeats a text that is."""
+    """Which examples are trained on: `fate_M`, and for a repeat `of_M`, the example it repeats (-1: none)."""
 
     def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
+        self.spill = Spill(assembly.folder / "texts.arrow")
         self.sources_M = np.asarray(assembly.sources, dtype=np.int32)
-        self.queries_M = np.asarray(assembly.queries, dtype=np.int64)
-        self.digests_N = np.asarray(assembly.digests, dtype=np.uint64)
-        self.positives = Ragged.of(np.asarray(assembly.positives), np.asarray(assembly.positive_counts))
-        self.negatives = Ragged.of(np.asarray(assembly.negatives), np.asarray(assembly.negative_counts))
-        self.held_M = np.zeros(len(self.queries_M), dtype=bool)
-        self.spoilt_M = np.zeros(len(self.queries_M), dtype=bool)
+        self.digests_T = np.asarray(assembly.digests, dtype=np.uint64)
+        self.units_M = np.asarray(assembly.units, dtype=np.uint64)
+        self.fate_M = np.zeros(len(self.sources_M), dtype=np.int8)
+        self.of_M = np.full(len(self.sources_M), -1, dtype=np.int64)
+        self.first_T = _first_of_equal(np.asarray(assembly.keys, dtype=np.uint64).reshape(-1, 2))
+        counts = np.asarray(assembly.counts, dtype=np.int64)
+        positive_counts = np.asarray(assembly.positive_counts, dtype=np.int64)
+        starts = np.cumsum(counts) - counts
+        place_T = np.arange(len(self.first_T)) - np.repeat(starts, counts)
+        asked_T = place_T == 0
+        positive_T = ~asked_T & (place_T <= np.repeat(positive_counts, counts))
+        self.queries_M = self.first_T[asked_T]
+        self.positives = Ragged.of(self.first_T[positive_T], positive_counts)
+        self.negatives = Ragged.of(self.first_T[~asked_T & ~positive_T], counts - positive_counts - 1)
+        scores = np.asarray(assembly.scores, dtype=np.float32).view(np.uint32).astype(np.int64)
+        sides = (_sum_of_hashes(self.positives, 1), _sum_of_hashes(self.negatives, 2), _mix(scores, 3))
+        self._drop_repeats(_mix(self.queries_M, 0) + sum(sides[1:], sides[0]), DUPLICATE)
+
+    def _drop_repeats(self, hash_M: np.ndarray, fate: int) -> None:
+        """Of kept examples with one hash all but the first go. Two of M examples share a 64-bit hash by chance with a
+        probability of M**2 / 2**65: 3 in a million at ten million rows."""
+        rows = np.flatnonzero(self.fate_M == KEPT)
+        _, first, inverse = np.unique(hash_M[rows], return_index=True, return_inverse=True)
+        again = first[inverse] != np.arange(len(rows))
+        self.fate_M[rows[again]] = fate
+        self.of_M[rows[again]] = rows[first[inverse[again]]]
+
+    def drop_near_duplicates(self, threshold: float) -> dict[str, int]:
+        """Drop every example whose query and positives are each nearly an earlier example's; returns what was found.
+
+        Texts that are near each other also share a digest from then on, so that what is held out keeps its
+        near-duplicates from training too.
+        """
+        bands = self.assembly.folder.glob("band-*")
+        distinct = np.flatnonzero(self.first_T == np.arange(len(self.first_T)))
+        pairs = candidates(np.fromfile(path, dtype=np.uint64)[distinct] for path in sorted(bands))
+        similar = similarities(pairs, lambda rows: [normal_form(text) for text in self.spill.texts(distinct[rows])])
+        close = pairs[similar >= threshold]
+        near_T = np.arange(len(self.first_T))
+        near_T[distinct] = distinct[representatives(len(distinct), close)]
+        positives = Ragged(self.positives.offsets, near_T[self.positives.values])
+        hash_M = _mix(near_T[self.queries_M], 0) + _sum_of_hashes(positives, 1)
+        self._drop_repeats(hash_M, NEAR_DUPLICATE)
+        ungrouped = np.asarray(self.assembly.groups) < 0
+        self.digests_T = self.digests_T[near_T[self.first_T]]
+        answers_M = self.queries_M.copy()
+        some = self.positives.counts > 0
+        answers_M[some] = self.positives.values[self.positives.offsets[:-1][some]]
+        self.units_M = np.where(ungrouped, self.digests_T[answers_M], self.units_M)
+        return {
+            "candidate pairs": len(pairs),
+            "near pairs": len(close),
+            "texts near an earlier one": int((near_T[distinct] != distinct).sum()),
+        }
 
     def hold_out(self, source: int, share: float, most: int) -> list[Pair]:
         """Take about `share` of a source's pairs, at most about `most`, for evaluation, by a hash of their unit.
@@ -104,63 +187,107 @@ class Selection:
         A unit is all rows with one positive, or of one group, so that what is asked at the test was never an answer
         in training. Single texts have nothing to evaluate. Returns the pairs.
         """
-        rows = np.flatnonzero((self.sources_M == source) & (self.positives.counts > 0))
+        rows = np.flatnonzero((self.sources_M == source) & (self.positives.counts > 0) & self.kept_M)
         wanted = min(max(int(np.ceil(share * len(rows))), FEWEST), most)
         if not share or 2 * wanted > len(rows):
             return []
-        units = np.asarray(self.assembly.units)[rows]
+        units = self.units_M[rows]
         ordered = np.argsort(units, kind="stable")
         border = units[ordered[wanted - 1]]
         chosen = np.sort(rows[units <= border])
-        self.held_M[chosen] = True
-        texts, scores = self.assembly.texts, self.assembly.scores
+        self.fate_M[chosen] = HELD
+        held = self.positives.take(chosen)
+        asked = self.spill.texts(np.repeat(self.queries_M[chosen], held.counts))
+        scores = np.repeat(np.asarray(self.assembly.scores)[chosen], held.counts).tolist()
         return [
-            Pair(texts[self.queries_M[row]], texts[positive], None if np.isnan(scores[row]) else scores[row])
-            for row in chosen.tolist()
-            for positive in self.positives.row(row).tolist()
+            Pair(query, document, None if np.isnan(score) else score)
+            for query, document, score in zip(asked, self.spill.texts(held.values), scores, strict=True)
         ]
+
+    def digests_of_held(self) -> set[int]:
+        """The digests of all texts of held-out examples."""
+        held = np.flatnonzero(self.fate_M == HELD)
+        texts = np.concatenate([self.queries_M[held], self.positives.take(held).values])
+        return set(self.digests_T[texts].tolist())
 
     def protect(self, digests: set[int]) -> int:
         """Keep every text with one of these digests out of training: a row whose query or positive it is goes, of
         negatives only the text itself. Returns how many negatives went."""
-        forbidden_N = np.isin(self.digests_N, np.fromiter(digests, dtype=np.uint64, count=len(digests)))
-        self.spoilt_M |= forbidden_N[self.queries_M]
-        self.spoilt_M[self.positives.owners[forbidden_N[self.positives.values]]] = True
-        self.spoilt_M &= ~self.held_M
-        gone = forbidden_N[self.negatives.values] & self.kept_M[self.negatives.owners]
+        forbidden_T = np.isin(self.digests_T, np.fromiter(digests, dtype=np.uint64, count=len(digests)))
+        spoilt_M = forbidden_T[self.queries_M]
+        spoilt_M[self.positives.owners[forbidden_T[self.positives.values]]] = True
+        self.fate_M[spoilt_M & self.kept_M] = SPOILT
+        gone = forbidden_T[self.negatives.values] & self.kept_M[self.negatives.owners]
         self.negatives = self.negatives.without(gone)
         return int(gone.sum())
 
     @property
     def kept_M(self) -> np.ndarray:
         """The examples to train on."""
-        return ~(self.held_M | self.spoilt_M)
+        return np.asarray(self.fate_M == KEPT)
 
     def write(self, folder: Path, names: Sequence[str]) -> tuple[int, int]:
         """Write `texts` and `examples` with what is kept; return the numbers of texts and examples."""
         kept = np.flatnonzero(self.kept_M)
         positives, negatives = self.positives.take(kept), self.negatives.take(kept)
-        used_N = np.zeros(len(self.digests_N), dtype=bool)
+        used_T = np.zeros(len(self.digests_T), dtype=bool)
         for rows in (self.queries_M[kept], positives.values, negatives.values):
-            used_N[rows] = True
-        new_N = np.cumsum(used_N) - 1
-        write_table(folder / "texts", TEXTS, self._text_batches(np.flatnonzero(used_N)))
+            used_T[rows] = True
+        new_T = np.cumsum(used_T) - 1
+        write_table(folder / "texts", TEXTS, self._text_batches(np.flatnonzero(used_T)))
         examples = [
-            pa.array(new_N[self.queries_M[kept]]),
-            Ragged(positives.offsets, new_N[positives.values]).to_arrow(),
-            Ragged(negatives.offsets, new_N[negatives.values]).to_arrow(),
+            pa.array(new_T[self.queries_M[kept]]),
+            Ragged(positives.offsets, new_T[positives.values]).to_arrow(),
+            Ragged(negatives.offsets, new_T[negatives.values]).to_arrow(),
             pa.array(np.asarray(self.assembly.scores)[kept]),
             pa.array(np.asarray(self.assembly.groups)[kept]),
-            pa.array([names[source] for source in self.sources_M[kept].tolist()], pa.string()),
+            pa.array(names, pa.string()).take(pa.array(self.sources_M[kept])),
         ]
         write_table(folder / "examples", EXAMPLES, [pa.record_batch(examples, schema=EXAMPLES)])
-        return int(used_N.sum()), len(kept)
+        return int(used_T.sum()), len(kept)
 
     def _text_batches(self, used: np.ndarray) -> Iterator[pa.RecordBatch]:
-        # A dict keeps its order: the keys stand in the order of the rows.
-        keys = np.frombuffer(b"".join(self.assembly.row_of), dtype="<u8").reshape(-1, 2)
-        columns = (self.assembly.roles, self.assembly.tasks, self.assembly.texts, self.assembly.langs)
-        for piece in pieces(len(used), BATCH_ROWS):
-            rows = used[piece]
-            strings = [pa.array([column[row] for row in rows.tolist()], pa.string()) for column in columns]
-            yield pa.record_batch([pa.array(keys[rows, 0]), pa.array(keys[rows, 1]), *strings], schema=TEXTS)
+        keys_T2 = np.asarray(self.assembly.keys, dtype=np.uint64).reshape(-1, 2)
+        done = 0
+        for batch in self.spill.take(used):
+            keys = keys_T2[used[done : done + batch.num_rows]]
+            done += batch.num_rows
+            columns = [batch.column(name).cast(pa.string()) for name in _SPILL.names]
+            yield pa.record_batch([pa.array(keys[:, 0]), pa.array(keys[:, 1]), *columns], schema=TEXTS)
+
+    def rows_of(self, examples: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The texts of examples, for people: query, positives, negatives."""
+        for start in range(0, len(examples), 1_000):
+            piece = examples[start : start + 1_000]
+            queries = self.spill.texts(self.queries_M[piece])
+            sides = []
+            for side in (self.positives, self.negatives):
+                chosen = side.take(piece)
+                texts = self.spill.texts(chosen.values)
+                sides.append([texts[a:b] for a, b in zip(chosen.offsets[:-1], chosen.offsets[1:], strict=True)])
+            for query, positives, negatives in zip(queries, *sides, strict=True):
+                yield {"query": query, "positives": positives, "negatives": negatives}
+
+
+def _first_of_equal(keys_T2: np.ndarray) -> np.ndarray:
+    """The first place of each text: int64 [T]."""
+    ordered = np.lexsort((keys_T2[:, 1], keys_T2[:, 0]))  # stable: among equal keys the earliest comes first
+    begins = np.ones(len(ordered), dtype=bool)
+    begins[1:] = (keys_T2[ordered[1:]] != keys_T2[ordered[:-1]]).any(axis=1)
+    first_T = np.empty(len(ordered), dtype=np.int64)
+    first_T[ordered] = ordered[np.flatnonzero(begins)][np.cumsum(begins) - 1] if len(ordered) else ordered
+    return first_T
+
+
+def _mix(values: np.ndarray, salt: int) -> np.ndarray:
+    """SplitMix64's output function (Steele, Lea and Flood 2014) of each value: uint64."""
+    mixed = values.astype(np.uint64) + np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def _sum_of_hashes(side: Ragged, salt: int) -> np.ndarray:
+    """A hash of each row's values whatever their order: uint64 [rows]."""
+    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mix(side.values, salt), dtype=np.uint64)])
+    return np.asarray(total[side.offsets[1:]] - total[side.offsets[:-1]])

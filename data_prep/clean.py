@@ -18,7 +18,12 @@ def normal_form(text: str) -> str:
 
 def digest(text: str) -> int:
     """BLAKE2b-64 of the normal form of `text`: equal numbers are equal texts (but for one chance in 2**64 a pair)."""
-    data = normal_form(text).encode("utf-8", "surrogatepass")
+    return digest_normal(normal_form(text))
+
+
+def digest_normal(normal: str) -> int:
+    """`digest` of a text that is in normal form already."""
+    data = normal.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 

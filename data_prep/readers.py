@@ -4,17 +4,22 @@ A reader never stops at a bad row: the row comes as a record with a `problem`, a
 What makes a whole file useless (missing, compressed, not the format, a column that does not exist) raises at once.
 """
 
+import bz2
 import csv
+import gzip
+import io
 import json
+import lzma
 import os
 import re
 import string
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from glob import glob, has_magic
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -22,6 +27,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from data_prep.rows import Record
 from embedding.config import suggest
 
 PEEK = 100
@@ -29,9 +35,18 @@ PEEK = 100
 BATCH_ROWS = 1_000
 # The module's own limit of 131,072 characters a field is below the length of an ordinary document.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+"""Endings of files that are unpacked while they are read; what they are is known by their first bytes."""
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda path: io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")),
+}
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What a compressed file raises where it is cut off or changed."""
+CUT_OFF = "damaged here, what follows is lost"
 _MAGIC = {
-    b"\x1f\x8b": "a gzip file; unpack it first",
-    b"\x28\xb5\x2f\xfd": "a zstandard file; unpack it first",
     b"PK\x03\x04": "a zip archive; unpack it first",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
@@ -39,12 +54,8 @@ _MAGIC = {
 }
 
 
-class Record(NamedTuple):
-    """One row: where it stands, and its values or what is wrong with it."""
-
-    place: str
-    values: Mapping[str, Any]
-    problem: str = ""
+class Unreadable(ValueError):
+    """A file that is of no use as a whole: empty, damaged, another format."""
 
 
 # The hub's client derives its errors from those of its HTTP library, whichever that is.
@@ -103,8 +114,17 @@ def read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    number = 0
+    with open_bytes(path) as file:
+        while True:
+            try:
+                line = file.readline()
+            except DAMAGE as error:
+                yield Record(f"{path}:{number + 1} ({_line(error)})", {}, CUT_OFF)
+                return
+            if not line:
+                return
+            number += 1
             if not line.strip():
                 continue
             place = f"{path}:{number}"
@@ -128,13 +148,17 @@ def csv_reader(delimiter: str | None, quotes: bool) -> Reader:
 
     def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         _check_text_file(path)
-        separator = delimiter or ("\t" if path.suffix in {".tsv", ".tab"} else ",")
+        inner = path.with_suffix("") if path.suffix in COMPRESSED else path
+        separator = delimiter or ("\t" if inner.suffix in {".tsv", ".tab"} else ",")
         # Bytes that are not UTF-8 become lone surrogates here, which the check of each text reports with its row.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(open_bytes(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(
                 file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
             )
-            header = next(rows, [])
+            try:
+                header = next(rows, [])
+            except (*DAMAGE, csv.Error) as error:
+                raise Unreadable(f"{path}: no header can be read ({_line(error)}); write or fetch it again") from None
             check_columns(str(path), columns, header)
             twice = sorted({column for column in columns if header.count(column) > 1})
             if twice:
@@ -151,6 +175,9 @@ def _csv_rows(path: Path, rows: Any, header: list[str]) -> Iterator[Record]:
         try:
             fields = next(rows)
         except StopIteration:
+            return
+        except DAMAGE as error:
+            yield Record(f"{place} ({_line(error)})", {}, CUT_OFF)
             return
         except csv.Error as error:
             if "unexpected end of data" in str(error):  # it swallowed the rest of the file: not one bad row
@@ -173,7 +200,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Record]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({_line(error)}); write or fetch it again") from None
+        raise Unreadable(f"{path}: not a readable Parquet file ({_line(error)}); write or fetch it again") from None
     with file:
         check_columns(str(path), columns, file.schema_arrow.names)
         number = 0
@@ -183,7 +210,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Record]:
                     number += 1
                     yield Record(f"{path} row {number}", values)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: damaged after row {number} ({_line(error)}); write or fetch it again") from None
+            yield Record(f"{path} row {number + 1} ({_line(error)})", {}, CUT_OFF)
 
 
 def datasets_reader(split: str | None) -> Reader:
@@ -193,7 +220,7 @@ def datasets_reader(split: str | None) -> Reader:
         try:
             data = datasets.load_from_disk(str(path))
         except (FileNotFoundError, NotADirectoryError, pa.ArrowException, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: not a folder that datasets' save_to_disk wrote ({_line(error)})") from None
+            raise Unreadable(f"{path}: not a folder that datasets' save_to_disk wrote ({_line(error)})") from None
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
                 raise ValueError(f"{path}: has the splits {', '.join(data)}; set `split` to one of them")
@@ -249,19 +276,28 @@ def hub_commit(repository: str, revision: str | None) -> str:
         ) from None
 
 
+def open_bytes(path: Path) -> Any:
+    """A binary stream of a file's content, unpacked where it is compressed."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+    return path.open("rb") if opener is None else opener(path)
+
+
 def _check_text_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name a file, or a pattern such as {path}/*")
     try:
-        with path.open("rb") as file:
+        with open_bytes(path) as file:
             head = file.read(4)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or _line(error)
+        raise Unreadable(f"{path}: cannot be read ({reason})") from None
     if not head:
-        raise ValueError(f"{path}: the file is empty")
+        raise Unreadable(f"{path}: the file is empty")
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
-            raise ValueError(f"{path}: expected UTF-8 text, found {what}")
+            raise Unreadable(f"{path}: expected UTF-8 text, found {what}")
 
 
 def _line(error: BaseException) -> str:

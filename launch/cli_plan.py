@@ -47,19 +47,19 @@ def plan(
     """
     from rich.console import Console
 
-    from data_prep.build import data_fingerprint, prepare
     from embedding.config import load_config
     from embedding.files import fingerprint
     from launch.forecast import forecast
     from launch.gpus import find_gpu
+    from launch.prepared import prepare_data, prepared_facts
     from launch.shapes import Known, known_model, shape_of_size, student_shape
     from train.recipe import Recipe
 
     console = Console()
     kinds = [find_gpu(name) for name in gpu or DEFAULT_GPUS]
     recipe = load_config(Recipe, config, overrides or ())
-    data = recipe.cache / "data" / fingerprint(data_fingerprint(recipe.data))
-    prepare(recipe.data, data)
+    data = recipe.cache / "data" / fingerprint(prepared_facts(recipe))
+    prepare_data(recipe)
     teacher = Known(None, None)
     if recipe.teacher.kind == "local" or teacher_config is not None:
         teacher = known_model(recipe.teacher.model, recipe.teacher.revision, teacher_config)

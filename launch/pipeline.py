@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from rich.console import Console
 
-from data_prep.build import data_fingerprint, prepare
 from data_prep.embed import embed_texts
 from data_prep.teacher import ImportedConfig, Teacher, TeacherConfig, load_teacher
 from data_prep.tokenized import tokenize_texts, tokens_fingerprint
@@ -25,6 +24,7 @@ from embedding.instruction import Template
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.mining import mine_negatives
+from launch.prepared import prepare_data, prepared_facts
 from launch.runs import keep_finished
 from launch.show import show_run
 from launch.steps import Ledger, Result
@@ -100,11 +100,11 @@ class Pipeline:
 
     def prepare(self) -> Result:
         """Sources to texts, examples and held-out tasks."""
-        made_from = data_fingerprint(self.recipe.data)
+        made_from = prepared_facts(self.recipe)
         folder = self.at.cache / "data" / fingerprint(made_from)
 
         def work() -> Result:
-            return {"outputs": [str(folder)], "summary": prepare(self.recipe.data, folder)}
+            return {"outputs": [str(folder)], "summary": prepare_data(self.recipe)}
 
         result = self.ledger.step("prepare", made_from, work, share=True)
         summary = result["summary"]

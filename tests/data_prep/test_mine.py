@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.assemble import Assembly
+from data_prep.assemble import assembled
 from data_prep.clean import normal_form
 from data_prep.harvest import harvest
 from data_prep.mine import MineConfig, mine
+from data_prep.rows import Row
 from data_prep.search import Approximate, Exact, OnDevice
-from data_prep.sources import Row
 from data_prep.tables import Examples, Texts
 from embedding.embedder import Embedder
 from embedding.files import read_manifest
@@ -21,10 +21,8 @@ class Prepared:
     """Tables on disk with the vectors of their texts."""
 
     def __init__(self, folder: Path, rows: list[tuple[Row, int]], names: list[str], teacher: Embedder) -> None:
-        assembly = Assembly()
-        for row, source in rows:
-            assembly.add(row, source, f"Find what {names[source]} asks for")
-        assembly.freeze().write(folder, names)
+        tasked = ((row, source, f"Find what {names[source]} asks for") for row, source in rows)
+        assembled(tasked, folder / "work").freeze().write(folder, names)
         self.folder = folder
         self.texts, self.examples = Texts.load(folder / "texts"), Examples.load(folder / "examples")
         self.words = [normal_form(self.texts.text(row)) for row in range(len(self.texts))]

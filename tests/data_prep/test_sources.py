@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.build import DataConfig
-from data_prep.sources import ColumnSource, Row, Tally, read_rows
+from data_prep.rows import Row, Tally
+from data_prep.sources import ColumnSource, read_rows
 from embedding.config import parse_config
 
 FAQ = [
@@ -115,7 +116,7 @@ def test_patterns_and_variables(jsonl: Path, monkeypatch: pytest.MonkeyPatch) ->
     (jsonl.parent / "b.jsonl").write_bytes(jsonl.read_bytes())
     monkeypatch.setenv("EYAS_TEST_FOLDER", str(jsonl.parent))
     assert rows("jsonl", "$EYAS_TEST_FOLDER/*.jsonl") == ROWS * 2
-    assert source("jsonl", "$EYAS_TEST_FOLDER/faq.jsonl").label() == "faq"
+    assert source("jsonl", "$EYAS_TEST_FOLDER/faq.jsonl").title() == "faq"
 
 
 # ------------------------------------------------------------------------------------------------------- bad settings
@@ -176,7 +177,9 @@ def test_wrong_columns_name_the_right_ones(tmp_path: Path, jsonl: Path) -> None:
     "kind, content, message",
     [
         ("jsonl", b"", "the file is empty"),
-        ("jsonl", gzip.compress(b"{}", mtime=0), "expected UTF-8 text, found a gzip file; unpack it"),
+        ("jsonl", b"PK\x03\x04....", "expected UTF-8 text, found a zip archive; unpack it"),
+        ("jsonl", gzip.compress(b"", mtime=0), "the file is empty"),
+        ("csv", gzip.compress(b"question,answer", mtime=0)[:12], "bad.csv: cannot be read"),
         ("jsonl", "{}".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
         ("csv", b"PAR1....", "kind: parquet"),
         ("csv", b"question,answer,answer\n1,2,3\n", "names the column 'answer' twice"),

@@ -1,0 +1,59 @@
+"""Preparing a recipe's data: what must not be trained on is handed over from the suite, and one row is explained."""
+
+from typing import Any
+
+from rich.console import Console
+
+from data_prep.build import data_fingerprint, prepare
+from data_prep.decontaminate import EvaluationTexts
+from data_prep.dropped import explain
+from data_prep.tables import Examples, Texts
+from embedding.files import fingerprint, sha256_file
+from eval.texts import suite_texts
+from train.recipe import Recipe
+
+
+def evaluation_texts(recipe: Recipe) -> EvaluationTexts | None:
+    """The texts of the recipe's suite; None where it tests on what the run itself holds out."""
+    suite = recipe.suite
+    if not recipe.data.decontamination.enabled or not (suite.folder or suite.official):
+        return None
+    files = sorted(path for path in suite.folder.rglob("*.parquet")) if suite.folder else []
+    contents = {str(path.relative_to(suite.folder)): sha256_file(path) for path in files if suite.folder}
+    made_from = {"tasks": suite.tasks, "official": suite.official, "files": fingerprint(contents)}
+    return EvaluationTexts(made_from, lambda: suite_texts(suite))
+
+
+def prepared_facts(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe's tables are made from."""
+    return data_fingerprint(recipe.data, evaluation_texts(recipe))
+
+
+def prepare_data(recipe: Recipe, progress: bool = True) -> dict[str, Any]:
+    """Prepare the recipe's data in its cache, unless it is there; return the summary."""
+    folder = recipe.cache / "data" / fingerprint(prepared_facts(recipe))
+    return prepare(recipe.data, folder, progress, evaluation_texts(recipe))
+
+
+def explain_row(recipe: Recipe, row: str, console: Console) -> None:
+    """Print what happened to a row of the prepared data.
+
+    Raises:
+        ValueError: the data is not prepared, or has no such row.
+    """
+    folder = recipe.cache / "data" / fingerprint(prepared_facts(recipe))
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: the data of this recipe is not prepared; run the same command without --explain")
+    fate = explain(folder, row)
+    place = f" ({fate.place})" if fate.place else ""
+    detail = f": {fate.detail}" if fate.detail else ""
+    lines = [f"{fate.source}:{fate.row}{place}", f"{fate.fate}{detail}"]
+    if fate.example >= 0:
+        examples, texts = Examples.load(folder / "examples"), Texts.load(folder / "texts")
+        sides = {"positive": examples.positives_of(fate.example), "negative": examples.negatives_of(fate.example)}
+        lines.append(f"example {fate.example}, query: {texts.text(int(examples.queries[fate.example]))}")
+        lines += [f"{side}: {texts.text(int(text))}" for side, rows in sides.items() for text in rows]
+    else:
+        lines += [f"query: {fate.query}"] * bool(fate.query) + [f"positive: {text}" for text in fate.positives]
+    for line in lines:
+        console.print(line if len(line) < 1_000 else f"{line[:1_000]}…", markup=False, highlight=False, soft_wrap=True)
