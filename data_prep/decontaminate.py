@@ -26,11 +26,11 @@ from embedding.config import Config
 
 RUN, SHORT_RUN = 30, 12
 """Characters of a run; of one in scripts written without spaces, where a character says more."""
-MOST_RUNS = 60_000_000
+MOST_RUNS = 20_000_000
 """Runs that are kept of the evaluation texts; beyond, a sample by hash, the same on both sides."""
 BATCH_TEXTS, BATCH_CHARS = 5_000, 8_000_000
-BITS = 16
-"""Bits of the filter for each run in it: one look-up in sixteen that finds nothing goes on to the search."""
+BITS = 8
+"""Bits of the filter for each run in it: one look-up in eight that finds nothing goes on to the search."""
 MOST_ROWS = 64
 """Evaluation texts remembered of one run: what stands in more of them is a set phrase."""
 _EXACT, _RUNS, _NEAR = "exact", "in long runs", "nearly"
@@ -111,10 +111,9 @@ def build_index(texts: Iterable[tuple[str, str]], folder: Path) -> int:
     owners_R = np.concatenate([np.zeros(0, np.int32), *owners])
     np.save(folder / "counts.npy", np.bincount(owners_R, minlength=len(digests_E)))
     bits = max(10, int(np.ceil(np.log2(max(len(hashes_R), 1) * BITS))))
-    table = np.zeros(1 << (bits - 3), dtype=np.uint8)
-    place = hashes_R & np.uint64((1 << bits) - 1)
-    np.bitwise_or.at(table, (place >> np.uint64(3)).astype(np.int64), _bit(place))
-    np.save(folder / "filter.npy", table)
+    there = np.zeros(1 << bits, dtype=bool)
+    there[hashes_R & np.uint64((1 << bits) - 1)] = True
+    np.save(folder / "filter.npy", np.packbits(there, bitorder="little"))
     _save_sorted(folder, "runs", hashes_R, owners_R)
     return len(digests_E)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.docstrings import Docstring
+from data_prep.harvest import harvest
 from data_prep.teacher import TeacherConfig, load_teacher
 from embedding.embedder import Embedder
 
@@ -36,3 +38,9 @@ def teacher_config() -> TeacherConfig:
 @pytest.fixture(scope="session")
 def teacher(teacher_config: TeacherConfig) -> Embedder:
     return load_teacher(teacher_config)
+
+
+@pytest.fixture(scope="session")
+def real_texts(site: Path) -> list[Docstring]:
+    """Docstrings of that folder."""
+    return harvest(400, roots=[site], workers=1).train
