@@ -38,8 +38,6 @@ class _Source(Config):
     """Both sides are queries and get the instruction (similarity, paraphrase, translation)."""
     hold_out: bool = True
     """Whether a share of this source becomes evaluation data. Labelled texts never do."""
-    weight: float = Field(default=1.0, gt=0)
-    """How often its rows are drawn, as a multiple of those of a source with weight 1."""
     licence: str = ""
     """Such as `CC-BY-4.0`; shown on the data card, and what `data.licences` chooses by."""
     filters: FilterConfig | None = None

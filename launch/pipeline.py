@@ -24,7 +24,7 @@ from embedding.instruction import Template
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.mining import mine_negatives
-from launch.prepared import prepare_data, prepared_facts
+from launch.prepared import card, prepare_data, prepared_facts
 from launch.runs import keep_finished
 from launch.show import show_run
 from launch.steps import Ledger, Result
@@ -345,8 +345,8 @@ class Pipeline:
         return {step: record["fingerprint"] for step, record in records.items() if record is not None}
 
     def _write_facts(self) -> None:
-        """config.yaml and summary.json. Written when the steps before training are done, so that a recipe that fails
-        on its way there leaves the run folder as the last good one made it."""
+        """config.yaml, summary.json and the data card. Written when the steps before training are done: a recipe that
+        fails on its way there leaves the run folder as the last good one made it."""
         embed, tokens = self.at.results.get("embed"), self.at.results.get("tokenize")
         summary = dict(self.at.results["prepare"]["summary"])
         if embed is not None:
@@ -356,6 +356,7 @@ class Pipeline:
         if tokens is not None:
             summary["tokens"] = {"all": tokens["tokens"], "texts longer than the student's max tokens": tokens["cut"]}
         write_json(self.at.folder / "summary.json", summary)
+        card(self.recipe, self.at.folder, self.at.data, Path(tokens["outputs"][0]) if tokens is not None else None)
         write_text(self.at.folder / "config.yaml", dump_config(self.recipe))
 
 

@@ -1,13 +1,16 @@
 """Preparing a recipe's data: what must not be trained on is handed over from the suite, and one row is explained."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from data_prep.build import data_fingerprint, prepare
+from data_prep.datacard import write_card
 from data_prep.decontaminate import EvaluationTexts
 from data_prep.dropped import explain
-from data_prep.tables import Examples, Texts
+from data_prep.tables import Examples, Texts, Tokens
 from embedding.files import fingerprint, sha256_file
 from eval.texts import suite_texts
 from train.recipe import Recipe
@@ -33,6 +36,16 @@ def prepare_data(recipe: Recipe, progress: bool = True) -> dict[str, Any]:
     """Prepare the recipe's data in its cache, unless it is there; return the summary."""
     folder = recipe.cache / "data" / fingerprint(prepared_facts(recipe))
     return prepare(recipe.data, folder, progress, evaluation_texts(recipe))
+
+
+def card(recipe: Recipe, out: Path, data: Path, tokens: Path | None) -> None:
+    """Write the data card of prepared data; shares are those of the first stage."""
+    examples, stage = Examples.load(data / "examples"), recipe.stages[0]
+    sizes = np.bincount(examples.sources, minlength=len(examples.source_names)).astype(np.float64)
+    weights = dict(zip(examples.source_names, (sizes**stage.alpha).tolist(), strict=True))
+    weights = weights if stage.sources is None else stage.sources
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    write_card(out, data, recipe.data, None if tokens is None else Tokens.load(tokens), shares)
 
 
 def explain_row(recipe: Recipe, row: str, console: Console) -> None:
