@@ -42,10 +42,11 @@ def cleaned(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Cleaned:
     (folder / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"kind": "jsonl", "path": str(folder / "docs.jsonl"), "query": "q", "positive": "p", "negative": "n"}
     filters = {"unicode": "nfc", "repetition": True, "languages": ["en"]}
-    values = {
+    values: dict[str, Any] = {
         "sources": [{**source, "on_error": "drop", "licence": "PSF-2.0"}],
         "filters": filters,
         "near_duplicates": {},
+        "heldout": {"share": 0.0},
     }
     config = parse_config(DataConfig, values)
     evaluation = EvaluationTexts({"suite": 1}, lambda: [("retrieval/cards", EVALUATION)])
