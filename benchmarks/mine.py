@@ -35,8 +35,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from benchmarks.common import arguments, report, say
-from data_prep.assemble import Assembly
-from data_prep.sources import Row
+from data_prep.assemble import write_rows
+from data_prep.rows import Row
 from data_prep.tables import Texts
 from data_prep.vectors import VectorStore
 from embedding.embedder import Embedder
@@ -86,12 +86,8 @@ def static_vectors(texts: Sequence[str]) -> np.ndarray:
 
 def write_sides(folder: Path, pairs: Pairs, corpus: Sequence[str], vector_of: Mapping[str, np.ndarray]) -> None:
     """What each side reads: tables and a store for ours, Parquet and the cache's arrays for the peer."""
-    assembly = Assembly()
-    for query, positive in pairs:
-        assembly.add(Row(query, (positive,)), 0, "Find the answer")
-    for document in corpus:
-        assembly.add(Row(document), 0, "")
-    assembly.freeze().write(folder, ["pairs"])
+    rows = [(Row(query, (positive,)), 0, "Find the answer") for query, positive in pairs]
+    write_rows([*rows, *((Row(document), 0, "") for document in corpus)], folder, ["pairs"])
     texts = Texts.load(folder / "texts")
     width = len(next(iter(vector_of.values())))
     store = VectorStore.open(folder / "store", {"vectors": "benchmark"}, width)

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from data_prep.assemble import assembled
+from data_prep.assemble import write_rows
 from data_prep.harvest import harvest
 from data_prep.rows import Row
 from data_prep.tables import Examples, Texts, Tokens
@@ -52,9 +51,7 @@ def write_inputs(
 ) -> None:
     """Write texts, examples, tokens and, if asked, the vectors of `embedder`, in its role as teacher, to `folder`."""
     task = "Given a summary, retrieve the documentation" if template.query else ""
-    with TemporaryDirectory() as work:
-        found = assembled(((row, 0, task) for row in rows), Path(work) / "texts")
-        found.freeze().write(folder, ["docstrings"])
+    write_rows(((row, 0, task) for row in rows), folder, ["docstrings"])
     write_manifest(folder, {"rows": fingerprint([list(row) for row in rows])})
     tokenize_texts(folder, embedder.tokenizer, template, folder / "tokens")
     if not vectors:

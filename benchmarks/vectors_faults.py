@@ -32,7 +32,7 @@ from benchmarks.common import arguments, report, say
 from benchmarks.pairs import TEACHER, docstring_pairs, ranking_rows
 from benchmarks.processes import start
 from data_prep import embed, units
-from data_prep.assemble import Assembly
+from data_prep.assemble import write_rows
 from data_prep.embed import embed_texts
 from data_prep.tables import Texts
 from data_prep.teacher import TeacherConfig, vector_keys
@@ -51,10 +51,7 @@ FAILED = 3
 
 def write_texts(folder: Path, pairs: int) -> Path:
     """Both sides of so many docstrings as a table of texts."""
-    assembly = Assembly()
-    for row in ranking_rows(docstring_pairs(pairs)):
-        assembly.add(row, 0, "")
-    assembly.freeze().write(folder, ["docstrings"])
+    write_rows(((row, 0, "") for row in ranking_rows(docstring_pairs(pairs))), folder, ["docstrings"])
     return folder / "texts"
 
 

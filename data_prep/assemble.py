@@ -8,14 +8,17 @@ Shapes: T texts as they came, repeats included (a text is known by its first pla
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from data_prep.clean import normal_form, order
-from data_prep.examine import Batch, Examined, Shared, examine
+from data_prep.examine import Examined, Shared, batches, examine
 from data_prep.filters import FilterConfig
 from data_prep.near_duplicates import BANDS, candidates, representatives, similarities
 from data_prep.rows import Numbered, Row
@@ -86,15 +89,6 @@ class Assembly:
         for file in self._bands:
             file.close()
         return Selection(self)
-
-
-def assembled(rows: Iterable[tuple[Row, int, str]], folder: Path, symmetric: bool = False) -> Assembly:
-    """An assembly of (row, source, instruction), with nothing filtered, in `folder`."""
-    assembly = Assembly(folder)
-    for number, (row, source, instruction) in enumerate(rows, start=1):
-        batch = Batch(source, instruction, symmetric, FilterConfig(), [Numbered(number, "", row)])
-        assembly.add(examine(batch, Shared()))
-    return assembly
 
 
 class Spill:
@@ -267,6 +261,18 @@ class Selection:
                 sides.append([texts[a:b] for a, b in zip(chosen.offsets[:-1], chosen.offsets[1:], strict=True)])
             for query, positives, negatives in zip(queries, *sides, strict=True):
                 yield {"query": query, "positives": positives, "negatives": negatives}
+
+
+def write_rows(rows: Iterable[tuple[Row, int, str]], folder: Path, names: Sequence[str]) -> tuple[int, int]:
+    """Write the tables of (row, source, instruction) to `folder`, each distinct row once and nothing else dropped;
+    return the numbers of texts and examples."""
+    with TemporaryDirectory() as work:
+        assembly = Assembly(Path(work) / "texts")
+        for (source, instruction), found in groupby(rows, key=itemgetter(1, 2)):
+            numbered = (Numbered(number, "", row) for number, (row, _, _) in enumerate(found, start=1))
+            for batch in batches(numbered, source, instruction, False, FilterConfig()):
+                assembly.add(examine(batch, Shared()))
+        return assembly.freeze().write(folder, names)
 
 
 def _first_of_equal(keys_T2: np.ndarray) -> np.ndarray:

@@ -93,6 +93,12 @@ def find_files(pattern: str) -> list[Path]:
     return files
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """Everything below a folder, sorted, but what is hidden or in a hidden folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+
 def check_columns(place: str, wanted: Sequence[str], existing: Sequence[str]) -> None:
     """Raise a ValueError that names the missing column, close ones and those that exist."""
     for column in wanted:

@@ -20,6 +20,7 @@ from data_prep.readers import (
     read_hub,
     read_jsonl,
     read_parquet,
+    visible_files,
 )
 from data_prep.rows import BadRow, Mapping, Numbered, Record, Row, Tally, same_label, to_row
 from embedding.config import Config
@@ -71,9 +72,9 @@ class _Files(_Columns):
         return self.name or _stem(self.path)
 
     def files(self) -> list[Path]:
-        """The files, sorted; folders as the files in them (for content hashes)."""
+        """The files, sorted; folders as the files in them, hidden ones left out (an output being written is one)."""
         found = find_files(self.path)
-        return sorted(file for path in found for file in (path.rglob("*") if path.is_dir() else [path]))
+        return sorted(file for path in found for file in (visible_files(path) if path.is_dir() else [path]))
 
     def _reader(self) -> Reader:
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.assemble import assembled
+from data_prep.assemble import write_rows
 from data_prep.clean import normal_form
 from data_prep.harvest import harvest
 from data_prep.mine import MineConfig, mine
@@ -22,7 +22,7 @@ class Prepared:
 
     def __init__(self, folder: Path, rows: list[tuple[Row, int]], names: list[str], teacher: Embedder) -> None:
         tasked = ((row, source, f"Find what {names[source]} asks for") for row, source in rows)
-        assembled(tasked, folder / "work").freeze().write(folder, names)
+        write_rows(tasked, folder, names)
         self.folder = folder
         self.texts, self.examples = Texts.load(folder / "texts"), Examples.load(folder / "examples")
         self.words = [normal_form(self.texts.text(row)) for row in range(len(self.texts))]
