@@ -1,7 +1,7 @@
 """How long does an evaluation take? `python -m benchmarks.eval_speed`: ours against mteb with sentence-transformers.
 
-The suite is what every run holds out of its docstrings: five tasks that share texts, as the tasks of one domain do. The
-same tasks, the same model folder, the same limit of tokens; loading models and data counts for neither. The peer's
+The suite is what every run holds out of its docstrings: one task of each kind, sharing texts as those of one domain do.
+The same tasks, the same model folder, the same limit of tokens; loading models and data counts for neither. The peer's
 batch size is the best of several on a sample of the suite's texts, found in this run. The sides take turns, and the
 best of their rounds counts. The last JSON line has, for all-MiniLM-L6-v2 and for a small decoder with instructions:
 
@@ -103,8 +103,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--run", type=Path, help="a finished run, for evaluation's share of its training")
     given = parser.parse_args()
+    documents, rounds = (60, 1) if given.smoke else (given.documents, given.rounds)
     with tempfile.TemporaryDirectory() as place:
-        folder = held_out(Path(place) / "heldout", given.documents)
+        folder = held_out(Path(place) / "heldout", documents)
         teacher = Embedder.from_pretrained(TEACHER, template=BARE, max_tokens=given.max_tokens)
         student = decoder(Path(place) / "decoder", given.max_tokens, width=384)
         suite: Suite = load_suite(SuiteConfig(folder=folder))
@@ -112,7 +113,7 @@ def main() -> None:
             "minilm": (teacher, plain_peer(resolve_model(TEACHER), given.max_tokens)),
             "decoder": (student, instructed_peer(Path(place) / "decoder", suite)),
         }
-        found = {name: measure(name, *both, folder, given.rounds) for name, both in peers.items()}
+        found = {name: measure(name, *both, folder, rounds) for name, both in peers.items()}
     result: dict[str, Any] = {
         "benchmark": "eval_speed",
         "ratio": min(of["ratio"] for of in found.values()),

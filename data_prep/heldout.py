@@ -2,12 +2,18 @@
 
 retrieval/NAME/{corpus,queries,qrels}.parquet      id, title, text | id, text | query_id, doc_id, score
 reranking/NAME.parquet                             query, positive [texts], negative [texts]
+instruction_reranking/NAME.parquet                 query, instruction, changed_instruction,
+                                                   positive [texts], dropped [texts], negative [texts]
+sts/NAME.parquet                                   sentence1, sentence2, score
 pair_classification/NAME.parquet                   sentence1, sentence2, label
 classification/NAME-{train,test}.parquet           text, label
+multilabel_classification/NAME-{train,test}.parquet   text, label [texts]
 clustering/NAME.parquet                            text, label
+bitext/NAME.parquet                                sentence1, sentence2
 instructions.json                                  "kind/NAME" -> the instruction of the task's queries
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +34,19 @@ RERANKED = 10
 """Documents of one reranking query, at most."""
 CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, FEWEST_TESTED = 12, 16, 32, 4
 """The package tasks: the most frequent packages; mteb's classification draws 8 training texts a class."""
+
+INSTRUCTED, DROPPED = 100, 4
+"""Queries of the instruction task, and documents of each that the changed instruction takes out, at most."""
+GRADED = 200
+"""Pairs of the STS task, and of the bitext task, at most."""
+NAME_INSTRUCTION = "Given the name of a function or class in code, retrieve what it does"
+ANYTHING = "Anything documented in the same module is relevant."
+ITSELF = "Only the documentation of exactly this function or class is relevant."
+WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+"""The words of a name in snake or camel case."""
+ARGUMENTS = re.compile(r"^\s*(Args|Arguments|Parameters|:param|@param)", re.MULTILINE)
+LONG_WORDS = 40
+"""Words from which the multilabel task calls a text long: about the median of the bodies."""
 
 
 class HeldoutConfig(Config):
@@ -97,7 +116,11 @@ def write_retrieval(folder: Path, name: str, pairs: Sequence[tuple[str, str]], q
 def write_docstring_tasks(
     folder: Path, name: str, docstrings: Sequence[Docstring], instruction: str, queries: int
 ) -> dict[str, Task]:
-    """Write the five tasks over held-out docstrings; a task that the installed packages cannot fill is left out.
+    """Write a task of each of the nine kinds over held-out docstrings; one that they cannot fill is left out.
+
+    Two kinds have no set of their own in code and take the nearest thing: STS grades a text by how near it stands to
+    the summary in the source (its own body 3, the same module 2, the same package 1, another package 0), and bitext
+    pairs the words of a name in code with its summary in English.
 
     Returns the tasks that were written, by kind.
     """
@@ -125,12 +148,87 @@ def write_docstring_tasks(
             label=[1, 0] * len(chosen),
         )
         tasks |= {"reranking": Task(len(chosen), instruction), "pair_classification": Task(2 * len(chosen))}
+    tasks |= _write_instructed(folder, name, docstrings, by_module, chosen, instruction)
+    tasks |= _write_graded(folder, name, docstrings, by_module, chosen) | _write_names(folder, name, docstrings)
     return tasks | _write_package_tasks(folder, name, docstrings)
 
 
 def write_instructions(folder: Path, instructions: Mapping[str, str]) -> None:
     """Write the instructions of the tasks by `kind/NAME`; those without one get the default of their kind."""
     write_json(folder / "instructions.json", {task: text for task, text in instructions.items() if text})
+
+
+def _write_instructed(
+    folder: Path,
+    name: str,
+    docstrings: Sequence[Docstring],
+    by_module: Mapping[str, Sequence[Docstring]],
+    chosen: Sequence[Docstring],
+    instruction: str,
+) -> dict[str, Task]:
+    """A summary asks first for anything of its module, then for its own documentation alone."""
+    columns: dict[str, list[object]] = defaultdict(list)
+    for pair in chosen[:INSTRUCTED]:
+        strangers = [p.body for p in _spread_from(docstrings, pair, RERANKED) if p.module != pair.module]
+        if strangers:
+            columns["query"].append(pair.summary)
+            columns["instruction"].append(ANYTHING)
+            columns["changed_instruction"].append(ITSELF)
+            columns["positive"].append([pair.body])
+            columns["dropped"].append(_siblings(pair, by_module)[:DROPPED])
+            columns["negative"].append(strangers)
+    if not columns:
+        return {}
+    _write(folder / "instruction_reranking" / f"{name}.parquet", **columns)
+    return {"instruction_reranking": Task(len(columns["query"]), instruction)}
+
+
+def _write_graded(
+    folder: Path,
+    name: str,
+    docstrings: Sequence[Docstring],
+    by_module: Mapping[str, Sequence[Docstring]],
+    chosen: Sequence[Docstring],
+) -> dict[str, Task]:
+    """Summaries with texts that stand ever farther from them in the source; four grades in turn."""
+    rows: list[tuple[str, str, float]] = []
+    for at, pair in enumerate(chosen[:GRADED]):
+        others = [p for p in _spread_from(docstrings, pair, len(docstrings)) if p.module != pair.module]
+        texts = {
+            3: [pair.body],
+            2: _siblings(pair, by_module),
+            1: [p.body for p in others if p.package == pair.package],
+            0: [p.body for p in others if p.package != pair.package],
+        }
+        grade = 3 - at % 4
+        if texts[grade]:
+            rows.append((pair.summary, texts[grade][0], float(grade)))
+    if len({score for _, _, score in rows}) < 2:
+        return {}
+    first, second, scores = zip(*rows, strict=True)
+    _write(folder / "sts" / f"{name}.parquet", sentence1=first, sentence2=second, score=scores)
+    return {"sts": Task(len(rows))}
+
+
+def _write_names(folder: Path, name: str, docstrings: Sequence[Docstring]) -> dict[str, Task]:
+    """Bitext: the words of a name (`Task.add_done_callback` as `task add done callback`) and its summary, both once."""
+    found: dict[str, str] = {}
+    for pair in sorted(docstrings, key=lambda p: order(3, f"{p.module}:{p.name}")):
+        words = " ".join(WORDS.findall(pair.name)).lower()
+        if len(words.split()) > 1 and words not in found and pair.summary not in found.values():
+            found[words] = pair.summary
+        if len(found) == GRADED:
+            break
+    if len(found) < 2:
+        return {}
+    _write(folder / "bitext" / f"{name}.parquet", sentence1=list(found), sentence2=list(found.values()))
+    return {"bitext": Task(len(found), NAME_INSTRUCTION)}
+
+
+def _spread_from(docstrings: Sequence[Docstring], pair: Docstring, most: int) -> list[Docstring]:
+    """At most so many docstrings, evenly from all of them, beginning behind `pair`."""
+    start, step = docstrings.index(pair), max(1, len(docstrings) // (most + 1))
+    return [docstrings[(start + k * step) % len(docstrings)] for k in range(1, min(most, len(docstrings)) + 1)]
 
 
 def _siblings(pair: Docstring, by_module: Mapping[str, Sequence[Docstring]]) -> list[str]:
@@ -161,9 +259,26 @@ def _write_package_tasks(folder: Path, name: str, docstrings: Sequence[Docstring
         return {}
     for file, side in ((f"{name}-train", train), (f"{name}-test", test)):
         _write_labelled(folder / "classification" / f"{file}.parquet", side, classes)
+        _write_tagged(folder / "multilabel_classification" / f"{file}.parquet", side, classes)
     _write_labelled(folder / "clustering" / f"{name}.parquet", test, classes)
     tested = sum(len(test[package]) for package in classes)
-    return dict.fromkeys(("classification", "clustering"), Task(tested, PACKAGE_INSTRUCTION))
+    kinds = ("classification", "multilabel_classification", "clustering")
+    return dict.fromkeys(kinds, Task(tested, PACKAGE_INSTRUCTION))
+
+
+def _write_tagged(path: Path, texts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
+    """Each text with its package and what can be seen of it: its length, an example, its arguments."""
+    rows = [(text, label) for label in classes for text in texts[label]]
+    tags = [
+        [
+            label,
+            "long" if len(text.split()) > LONG_WORDS else "short",
+            *(["example"] if ">>>" in text or "xample" in text else []),
+            *(["arguments"] if ARGUMENTS.search(text) else []),
+        ]
+        for text, label in rows
+    ]
+    _write(path, text=[text for text, _ in rows], label=tags)
 
 
 def _write_labelled(path: Path, texts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 # Floats as YAML 1.2 has them (yaml.org/spec/1.2.2, 10.3.2): PyYAML follows 1.1, which reads 1e-3 as text.
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,10 +49,14 @@ def load_config(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -
             no place, or a value does not fit `cls`; the message names the key, what was expected and close keys.
     """
     path = find_config(path)
-    values = _read_yaml(path, ())
+    return override_config(cls, _read_yaml(path, ()), overrides, where=str(path))
+
+
+def override_config(cls: type[C], values: dict[str, Any], overrides: Sequence[str], where: str) -> C:
+    """Plain values with dotted overrides, validated into `cls`; see `load_config`."""
     for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".kind")):
         _apply_override(values, override)
-    return parse_config(cls, values, where=str(path))
+    return parse_config(cls, values, where)
 
 
 def parse_config(cls: type[C], values: dict[str, Any], where: str = "config") -> C:

@@ -1,6 +1,7 @@
 """Any number of runs side by side: which differences are more than chance?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from embedding.files import read_json
 from eval.bootstrap import interval, kind_replicates, mean_of_kinds, replicates, within_noise
+from eval.evaluate import Scores
 from eval.kinds import KIND_NAMES
-from eval.scorecard import Scorecard, number
+from eval.scorecard import Scorecard, number, percent, share
 from eval.tables import some
 
 Comparison = dict[str, Any]
@@ -57,21 +60,63 @@ def compare(cards: Mapping[str, Scorecard]) -> Comparison:
     return {"runs": list(cards), "tasks": tasks, "mean": mean, "left_out": sorted(everything - set(common))}
 
 
-def comparison_table(found: Comparison) -> RenderableType:
-    """The comparison for a terminal: a score and, in green or red, a difference that is more than chance."""
+def compare_scores(scores: Mapping[str, Scores]) -> Comparison:
+    """The same for evaluations of single models (`eval.evaluate`)."""
+    return compare({name: as_card(of) for name, of in scores.items()})
+
+
+def as_card(scores: Scores) -> Scorecard:
+    """What a comparison needs of an evaluation, as a scorecard has it; failed tasks are left out."""
+    done = {name: task for name, task in scores["tasks"].items() if "score" in task}
+    tasks = {name: {"kind": t["kind"], "metric": t["metric"], "student": t["score"]} for name, t in done.items()}
+    return {"tasks": tasks, "outcomes": {name: task.get("outcomes", []) for name, task in done.items()}}
+
+
+def read_cards(paths: Sequence[Path]) -> dict[str, Scorecard]:
+    """The scorecards of run folders, or of files of scores, by name.
+
+    Raises:
+        ValueError: a run that has no scorecard, a file of something else, or one given twice.
+    """
+    cards: dict[str, Scorecard] = {}
+    for path in paths:
+        file = path / "scorecard.json" if path.is_dir() else path
+        if not file.is_file():
+            what = "has not been evaluated (no scorecard.json)" if path.is_dir() else "no such run or file"
+            raise ValueError(f"{path}: {what}")
+        found = read_json(file)
+        if not isinstance(found, dict) or "tasks" not in found:
+            raise ValueError(f"{file}: expected a scorecard, or scores that `eyas eval --out` wrote")
+        name = path.name if path.name not in cards else str(path)
+        if name in cards:
+            raise ValueError(f"{path}: given twice")
+        cards[name] = found if "retention" in found else as_card(found)
+    return cards
+
+
+def comparison_table(found: Comparison, kept: bool = False) -> RenderableType:
+    """The comparison for a terminal: a score and, in green or red, a difference that is more than chance.
+
+    `kept` adds the last one's share of the first one's score.
+    """
     table = Table(
         title=f"Against {found['runs'][0]}", title_justify="left", caption="~ inside the noise (95 %, paired)"
     )
-    for column in ("task", *found["runs"]):
+    for column in ("task", *found["runs"], *(["kept"] if kept else [])):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for name, task in found["tasks"].items():
-        table.add_row(name, *(_shown(cell) for cell in task["runs"].values()))
+        table.add_row(name, *_cells(task["runs"], kept))
     table.add_section()
-    table.add_row("Mean(TaskType)", *(_shown(cell) for cell in found["mean"].values()), style="bold")
+    table.add_row("Mean(TaskType)", *_cells(found["mean"], kept), style="bold")
     left_out = [
         Text(f"left out {name}: not in every run, or on other items", style="dim") for name in found["left_out"]
     ]
     return Group(table, *left_out)
+
+
+def _cells(runs: Mapping[str, Mapping[str, Any]], kept: bool) -> list[str]:
+    first, *_, last = runs.values()
+    return [_shown(cell) for cell in runs.values()] + [percent(share(last["score"], first["score"]))] * kept
 
 
 def _names(card: Scorecard) -> str:

@@ -191,12 +191,16 @@ def _distinct(requests: dict[str, list[Request]], prompts: dict[str, dict[Role, 
     return positions
 
 
-def _tokens(model: TextEncoder, suite: Suite, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
-    """Token rows of (prompt, text) pairs; kept for the next evaluation by the same tokenizer and template."""
+def _tokens(model: TextEncoder, suite: Suite, pairs: list[tuple[str, str]]) -> list[np.ndarray]:
+    """Token rows of (prompt, text) pairs; kept for the next evaluation of the same pairs by the same tokenizer.
+
+    The pairs themselves are compared, not what they follow from: another template, another share among ranks or a task
+    added to the suite are other pairs. Equal ones are mostly the very same strings, so that costs next to nothing.
+    """
     known = suite.memory.get("tokens")
-    if known is None or known[0] is not model.tokenizer or known[1] != model.template:
+    if known is None or known[0] is not model.tokenizer or known[1] != pairs:
         ids = model.tokenize([text for _, text in pairs], [prompt for prompt, _ in pairs])
-        known = suite.memory["tokens"] = model.tokenizer, model.template, ids
+        known = suite.memory["tokens"] = model.tokenizer, pairs, ids
     rows: list[np.ndarray] = known[2]
     return rows
 

@@ -135,6 +135,57 @@ def line_panel(
     )
 
 
+def point_panel(title: str, points: Sequence[tuple[float, float, str, str]], note: str = "") -> str:
+    """A cloud of points in [0, 1] x [0, 1], each (x, y, colour, title); no axes, for positions only compare."""
+    dots = "".join(
+        f'<path class="dot" style="stroke:var(--{colour})" d="M{100 * x:.1f} {100 * (1 - y):.1f}h0">'
+        f"<title>{escape(name)}</title></path>"
+        for x, y, colour, name in points
+    )
+    return (
+        f'<figure class="panel cloud"><figcaption><b>{escape(title)}</b><span>{escape(note)}</span></figcaption>'
+        f'<div class="plot"><svg viewBox="-2 -2 104 104" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)}">{dots}</svg></div></figure>'
+    )
+
+
+def trade_panel(
+    title: str, points: Sequence[tuple[str, float, float]], guide: Guide, form: Callable[[float], str]
+) -> str:
+    """What is paid (x, doubling from tick to tick) and what is got for it (y); (name, x, y) each, with its name."""
+    xs, ys = [math.log2(x) for _, x, _ in points], [y for _, _, y in points] + [guide.value]
+    left, right = min(xs) - 0.4, max(xs) + 0.4
+    room = 0.15 * (max(ys) - min(ys)) or 0.1
+    low, high = max(0.0, min(ys) - room), max(ys) + room
+    grid = [(100 * (high - v) / (high - low), form(v)) for v in ticks(low, high)]
+    lines = "".join(f'<path class="grid" d="M0 {y:.2f}H100"/>' for y, _ in grid)
+    at = 100 * (high - guide.value) / (high - low)
+    lines += f'<path class="guide" style="stroke:var(--{guide.colour})" d="M0 {at:.2f}H100"/>'
+    marks = ""
+    for k, (name, x, y) in enumerate(sorted(points, key=lambda point: point[1])):
+        lift = 8 if k % 2 else -20  # names in turn below and above their points, so that neighbours do not collide
+        across, down = 100 * (math.log2(x) - left) / (right - left), 100 * (high - y) / (high - low)
+        lines += (
+            f'<path class="dot" style="stroke:var(--student)" d="M{across:.2f} {down:.2f}h0">'
+            f"<title>{escape(name)}: {x:,.0f} bytes, {form(y)}</title></path>"
+        )
+        marks += (
+            f'<em style="left:{across:.2f}%;top:{down:.2f}%;transform:translate(-{across:.0f}%,{lift}px)">'
+            f"{escape(name)}</em>"
+        )
+    steps = list(range(math.ceil(left), math.floor(right) + 1))
+    steps = steps[:: max(1, len(steps) // 6)]
+    x_labels = "".join(f'<span style="left:{100 * (k - left) / (right - left):.2f}%">{2**k:,.0f}</span>' for k in steps)
+    y_labels = "".join(f'<span style="top:{y:.2f}%">{escape(text)}</span>' for y, text in grid)
+    key = legend([("student", "student", False), (guide.name, guide.colour, True)])
+    return (
+        f'<figure class="panel trade"><figcaption><b>{escape(title)}</b><span>bytes of a vector</span></figcaption>'
+        f'<div class="plot"><div class="y">{y_labels}</div>'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">{lines}</svg>'
+        f'<div class="names">{marks}</div><div class="x">{x_labels}</div></div>{key}</figure>'
+    )
+
+
 def legend(entries: Sequence[tuple[str, str, bool]]) -> str:
     """Names with their colours; (name, colour, dashed). One entry needs no legend: the title says it."""
     if len(entries) < 2:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from embedding.files import read_json, write_text
-from eval import sections
+from eval import looking, sections
 from eval.figures import missing
 from eval.mined import mined_section
+from eval.scorecard import speed_rows
 
 REPORT = "report.html"
 CSS = Path(__file__).with_name("report.css")
@@ -24,8 +25,8 @@ MARK = (
 
 
 def write_report(run: Path) -> Path:
-    """Write `run/report.html` from what the run left: scorecard.json, metrics.jsonl, timings.json, summary.json and
-    searches.json. A section whose file is missing says so.
+    """Write `run/report.html` from what the run left: scorecard.json, metrics.jsonl, timings.json, summary.json,
+    searches.json and looks.json. A section whose file is missing says so.
 
     Raises:
         ValueError: one of the files is not valid JSON.
@@ -37,6 +38,7 @@ def write_report(run: Path) -> Path:
         timings=_read(run / "timings.json"),
         summary=_read(run / "summary.json"),
         searches=_read(run / "searches.json"),
+        looks=_read(run / "looks.json"),
     )
     write_text(run / REPORT, page)
     return run / REPORT
@@ -49,6 +51,7 @@ def render(
     timings: dict[str, float] | None,
     summary: dict[str, Any] | None,
     searches: dict[str, Any] | None,
+    looks: dict[str, Any] | None,
 ) -> str:
     """The page as text; None for what there is not."""
     parts = [_top(name, card)]
@@ -67,10 +70,16 @@ def render(
     add("Every task", sections.HIGHER_IS_BETTER, "scorecard.json", card, sections.tasks)
     if card is not None and card["views"]:
         smaller = "The student's own mean with its vectors cut short (Matryoshka) or stored with fewer bits."
-        add("Smaller vectors", smaller, "", card, sections.views)
+        add("Smaller vectors", smaller, "", card, lambda c: looking.trade_off(c) + sections.views(c))
+    if card is not None and speed_rows(card):
+        add("Speed", "Encoding texts of so many tokens, on the machine of the run.", "", card, looking.speed)
     learned = "Scores while training; the dashed blue line is the teacher."
     add("Learning", learned, "metrics.jsonl", metrics, lambda lines: sections.curves(lines, card))
     add("Training log", "By optimizer step.", "metrics.jsonl", metrics, sections.training)
+    mapped = "The same texts by two principal components of each model, the student's turned onto the teacher's."
+    add("Map", mapped, "looks.json", looks, looking.embedding_map)
+    lost = "The queries whose right document fell farthest behind where the teacher has it."
+    add("Regressions", lost, "looks.json", looks, looking.regressions)
     asked = "What the finished student finds among the held-out documents."
     add("Searches", asked, "searches.json", searches, sections.searches)
     add("Time", "Wall-clock seconds of each step of the run.", "timings.json", timings, sections.timings)

@@ -15,7 +15,7 @@ from eval.kinds import KIND_NAMES, KINDS
 
 MODELS = ("teacher", "untrained", "student")
 Scorecard = dict[str, Any]
-"""JSON: {suite, facts, templates, tasks, kinds, retention, means, intervals, views, bytes, outcomes, failed,
+"""JSON: {suite, facts, templates, tasks, kinds, retention, means, intervals, views, bytes, speed, outcomes, failed,
 seconds}."""
 
 
@@ -73,6 +73,7 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
         "intervals": _intervals(all_scores, tasks),
         "views": student.get("views", {}),
         "bytes": student.get("bytes"),
+        "speed": {model: of for model in MODELS if (of := all_scores[model].get("speed"))},
         "outcomes": {name: student["tasks"][name].get("outcomes", []) for name in tasks},
         "failed": failed,
         "seconds": {model: all_scores[model]["seconds"]["total"] for model in MODELS},
@@ -128,6 +129,7 @@ def view_rows(card: Scorecard) -> list[tuple[str, int, float, float]]:
     return [(name, size, mean, mean / full) for name, (size, mean) in shown.items() if mean is not None]
 
 
+SPEED_HEADER = ("encoding", "teacher", "student", "student / teacher")
 HEADER = ("task", "metric", "teacher", "untrained", "student", "±", "kept")
 
 
@@ -206,9 +208,29 @@ def terminal_table(card: Scorecard) -> RenderableType:
         for name, size, mean, kept in found:
             smaller.add_row(name, f"{size:,}", number(mean), percent(kept))
         parts.append(smaller)
+    if quick := speed_rows(card):
+        speed = Table(title="Speed and memory", title_justify="left", box=SIMPLE_HEAD)
+        for column in SPEED_HEADER:
+            speed.add_column(column, justify="left" if column == "encoding" else "right")
+        for line in quick:
+            speed.add_row(*line)
+        parts.append(speed)
     return Group(
         *parts, *_failed({name: "; ".join(dict.fromkeys(why.values())) for name, why in card["failed"].items()})
     )
+
+
+def speed_rows(card: Scorecard) -> list[tuple[str, ...]]:
+    """(what, teacher, student, times as much) of `eval.speed`, for what was measured of both."""
+    of = card.get("speed", {})
+    if not {"teacher", "student"} <= set(of):
+        return []
+    found: list[tuple[str, ...]] = []
+    for name, value in of["student"].items():
+        base = of["teacher"].get(name)
+        if base is not None:
+            found.append((name, f"{base:,}", f"{value:,}", f"{value / base:.1f} ×" if base else "–"))
+    return found
 
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
@@ -216,9 +238,9 @@ def print_scorecard(card: Scorecard, console: Console) -> None:
     console.print(terminal_table(card))
 
 
-def scores_table(scores: Scores) -> RenderableType:
+def scores_table(scores: Scores, title: str = "Scores") -> RenderableType:
     """One evaluation for a terminal."""
-    table = Table(title=f"Scores: {scores['suite']}", title_justify="left")
+    table = Table(title=f"{title}: {scores['suite']}", title_justify="left")
     for column in ("task", "metric", "score"):
         table.add_column(column, justify="right" if column == "score" else "left")
     for name, task in scores["tasks"].items():
@@ -227,7 +249,14 @@ def scores_table(scores: Scores) -> RenderableType:
     table.add_section()
     table.add_row("Mean(Task)", "", number(scores["means"]["task"]), style="bold")
     table.add_row("Mean(TaskType)", "", number(scores["means"]["task_type"]), style="bold")
-    return Group(table, *_failed(failures(scores)))
+    full = scores["means"]["task_type"]
+    smaller = [
+        Text(f"{name}: {number(of['means']['task_type'])}, {of['bytes']:,} bytes a vector (full: {scores['bytes']:,})")
+        for name, of in scores.get("views", {}).items()
+        if full is not None and "means" in of
+    ]
+    speed = [Text(f"{name}: {value:,}") for name, value in scores.get("speed", {}).items()]
+    return Group(table, *smaller, *speed, *_failed(failures(scores)))
 
 
 def _failed(reasons: Mapping[str, str]) -> list[Text]:
@@ -252,5 +281,8 @@ def markdown(card: Scorecard) -> str:
         f"Stored as {name} ({size:,} bytes a vector) it keeps {percent(kept)} of its own Mean(TaskType)."
         for name, size, _, kept in view_rows(card)[1:]
     ]
+    if quick := speed_rows(card):
+        lines += ["", "| " + " | ".join(SPEED_HEADER) + " |", "|---|---:|---:|---:|"]
+        lines += ["| " + " | ".join(line) + " |" for line in quick]
     lines += [f"\nFailed: `{name}`: {'; '.join(dict.fromkeys(why.values()))}." for name, why in card["failed"].items()]
     return "\n".join(lines) + "\n"

@@ -21,17 +21,18 @@ import copy
 import difflib
 import fnmatch
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from embedding.config import Config, suggest
+from embedding.config import CONFIGS, Config, load_config, override_config, suggest
 from embedding.files import read_json
-from eval.kinds import KIND_NAMES, KINDS, Kind, kind_of
+from eval.kinds import KIND_NAMES, KINDS, Kind
+from eval.official import OfficialTask, find_tasks, known_names, load_task, registered_instruction
 from eval.preserve import preserved_random_state, quiet
 from eval.tables import some
 from eval.views import View
@@ -51,23 +52,32 @@ class SuiteConfig(Config):
     name: str = "held-out"
     """Shown with the scores."""
     folder: Path | None = None
-    """A folder in the layout above; None is the held-out part of the run's own data."""
+    """A folder in the layout above; None, without `official`, is the held-out part of the run's own data."""
     tasks: list[str] = Field(default=["*"])
     """Patterns over `kind/NAME`, such as `retrieval/*` or `sts/stsb_*-test`; one that matches nothing is a failure."""
-    official: list[str] = Field(default=[])
-    """Names of mteb's own tasks or benchmarks, in full; their data comes from the hub."""
+    official: list[str | OfficialTask] = Field(default=[])
+    """mteb's own tasks or benchmarks, by name or with settings; their data comes from the hub."""
+    mirror: Path | None = None
+    """A folder of copies of the hub's data sets, `mirror/OWNER/NAME`, for machines without a network."""
     instructions: dict[str, str] = Field(default={})
     """By task (`retrieval/docs`) or kind (`retrieval`), over the folder's own; else mteb's sentence for the kind."""
     max_rows: int | None = Field(default=None, ge=2)
     """Keep at most so many rows of a flat set (per language pair for bitext), or queries."""
     max_documents: int | None = Field(default=None, ge=2)
-    """Keep at most so many documents of a retrieval corpus; relevant ones always stay."""
+    """Keep at most so many documents of a retrieval corpus, or of all candidates to rerank; relevant ones always stay,
+    then those most like the queries."""
     widths: list[int] = Field(default=[])
     """Also score the finished student's vectors cut to these widths (Matryoshka)."""
     precisions: list[Literal["int8", "binary"]] = Field(default=[])
     """Also score them with fewer bits a number."""
     seed: int = 42
     """The seed of mteb's tasks (42 in mteb itself) and of the limits above."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_name(cls, value: Any, validate: ModelWrapValidatorHandler[SuiteConfig]) -> SuiteConfig:
+        """A recipe may name a suite: `suite: lite`."""
+        return find_suite(value) if isinstance(value, str) else validate(value)
 
 
 @dataclass(frozen=True)
@@ -109,15 +119,37 @@ class Suite:
     """What one evaluation leaves for the next: the texts of each task, their tokens."""
 
 
+def find_suite(name: str, overrides: Sequence[str] = ()) -> SuiteConfig:
+    """The suite of a name: a YAML file, one shipped with eyas, a folder of evaluation data, or a task or benchmark of
+    mteb; each with the overrides.
+
+    Raises:
+        ValueError: it is none of these (the close names are named), or its config is wrong.
+    """
+    shipped = sorted(path.stem for path in (CONFIGS / "suites").glob("*.yaml"))
+    if Path(name).is_dir():
+        values: dict[str, Any] = {"name": Path(name).resolve().name, "folder": name}
+    elif Path(name).is_file() or name in shipped:
+        return load_config(SuiteConfig, f"suites/{name}" if name in shipped else name, overrides)
+    elif name in (official := known_names()):
+        values = {"name": name, "official": [name]}
+    else:
+        raise ValueError(
+            f"suite {name!r}: no such file, folder, shipped suite ({', '.join(shipped)}), or task or benchmark of mteb"
+            f"{suggest(name, [*shipped, *official])}"
+        )
+    return override_config(SuiteConfig, values, overrides, where=f"suite {name!r}")
+
+
 def load_suite(config: SuiteConfig, folder: Path | None = None) -> Suite:
-    """Load the tasks of a suite; `folder` stands in where the config names none (a run's held-out data).
+    """Load the tasks of a suite; `folder` (a run's held-out data) stands in where the config names no data at all.
 
     A task that cannot be loaded does not stop the others: it is in `Suite.failed` with its reason.
 
     Raises:
         ValueError: there is no folder, or the config names neither a folder nor official tasks.
     """
-    folder = config.folder or folder
+    folder = config.folder or (None if config.official else folder)
     if folder is None and not config.official:
         raise ValueError(f"suite {config.name!r}: set `folder` to evaluation data, or name `official` mteb tasks")
     if folder is not None and not folder.is_dir():
@@ -161,7 +193,8 @@ def _load_folder(suite: Suite, config: SuiteConfig, folder: Path) -> None:
             hint = f"did you mean {' or '.join(close)}?" if close else f"it has {some(list(found), 5)}"
             suite.failed[pattern] = f"{folder} has no such task; {hint}"
     chosen = [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in config.tasks)]
-    _check_instructions(suite, config, [*found, *KIND_NAMES, *config.official])
+    official = [named if isinstance(named, str) else named.name for named in config.official]
+    _check_instructions(suite, config, [*found, *KIND_NAMES, *official])
     limits = Limits(config.max_rows, config.max_documents, config.seed)
     for name in chosen:
         kind, path = found[name]
@@ -175,41 +208,22 @@ def _load_folder(suite: Suite, config: SuiteConfig, folder: Path) -> None:
 
 
 def _load_official(suite: Suite, config: SuiteConfig) -> None:
-    if not config.official:
-        return
-    import mteb
-
-    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-    names = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
-    for name in config.official:
-        if name not in benchmarks and name not in names:
-            suite.failed[name] = f"mteb has no task or benchmark of this name{suggest(name, [*benchmarks, *names])}"
+    for named in config.official:
+        wanted = named if isinstance(named, OfficialTask) else OfficialTask(name=named)
+        try:
+            tasks = find_tasks(wanted, config.mirror)
+        except SKIPPED as error:
+            suite.failed[wanted.name] = reason(error)
             continue
-        tasks: Iterable[Any] = benchmarks[name].tasks if name in benchmarks else [mteb.get_task(name)]
         for task in tasks:
+            name = task.metadata.name
             try:
-                kind = kind_of(task.metadata.type)
-                task.load_data()
-                if kind in ("retrieval", "reranking", "instruction_reranking"):
-                    task.convert_v1_dataset_format_to_v2(num_proc=None)  # else some only get `.dataset` when they run
+                kind = load_task(task, config.mirror, config.max_rows, config.max_documents, config.seed)
             except SKIPPED as error:
-                suite.failed[task.metadata.name] = reason(error)
+                suite.failed[name] = reason(error)
                 continue
-            instruction = config.instructions.get(task.metadata.name, config.instructions.get(kind))
-            instruction = instruction or registered_instruction(task)
-            suite.tasks.append(SuiteTask(task.metadata.name, kind, instruction, task, config.seed))
-
-
-def registered_instruction(task: Any) -> str:
-    """The instruction mteb registers for Harrier on this task, else the task's own, else that of its kind."""
-    from mteb.models.model_implementations.harrier_models import harrier_task_prompts
-
-    prompts: list[Any] = [harrier_task_prompts.get(task.metadata.name), task.metadata.prompt, task.abstask_prompt]
-    for prompt in prompts:
-        sentence = prompt.get("query") if isinstance(prompt, dict) else prompt
-        if sentence:
-            return str(sentence)
-    return KINDS[kind_of(task.metadata.type)].instruction
+            instruction = config.instructions.get(name, config.instructions.get(kind))
+            suite.tasks.append(SuiteTask(name, kind, instruction or registered_instruction(task), task, config.seed))
 
 
 def reason(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from mteb.abstasks.text.bitext_mining import AbsTaskBitextMining
 
 from eval.instructed import InstructionReranking
 from eval.kinds import KINDS, Kind
+from eval.sample import draw, keep_documents
 from eval.tables import Shape, labels, read_table, some, texts
 
 CLUSTERED_DOCUMENTS = 2048
@@ -31,7 +32,7 @@ class Limits(NamedTuple):
     rows: int | None = None
     """Rows of a flat set (per language pair for bitext), or queries."""
     documents: int | None = None
-    """Documents of a retrieval corpus; those relevant to a kept query always stay."""
+    """Documents of a retrieval corpus; those relevant to a kept query always stay, then those most like the queries."""
     seed: int = 42
 
 
@@ -102,16 +103,16 @@ def _retrieval(path: Path, limits: Limits) -> Data:
     ):
         if strangers := named - known:
             raise ValueError(f"{path / 'qrels.parquet'}: names {what} that do not exist: {some(strangers)}")
-    kept_queries = _draw([i for i, q in enumerate(query_ids) if q in relevant], limits.rows, limits.seed)
+    kept_queries = draw([i for i, q in enumerate(query_ids) if q in relevant], limits.rows, limits.seed)
     if not kept_queries:
         raise ValueError(f"{path / 'qrels.parquet'}: no query has a relevant document (a row with score > 0)")
     relevant = {query_ids[i]: relevant[query_ids[i]] for i in kept_queries}
-    needed = {d for docs in relevant.values() for d in docs}
-    others = [i for i, d in enumerate(doc_ids) if d not in needed]
-    room = None if limits.documents is None else max(0, limits.documents - len(needed))
-    kept_docs = sorted([i for i, d in enumerate(doc_ids) if d in needed] + _draw(others, room, limits.seed))
     titles = texts(corpus, "title") if "title" in corpus.column_names else [""] * len(doc_ids)
     bodies, asked = texts(corpus, "text"), texts(queries, "text")
+    whole = {d: f"{title} {body}" for d, title, body in zip(doc_ids, titles, bodies, strict=True)}
+    kept = {query_ids[i]: asked[i] for i in kept_queries}
+    known = set(keep_documents(kept, whole, relevant, limits.documents, limits.seed))
+    kept_docs = [i for i, d in enumerate(doc_ids) if d in known]
     return _search(
         AbsTaskRetrieval,
         [(query_ids[i], asked[i], None) for i in kept_queries],
@@ -128,7 +129,7 @@ def _reranking(path: Path, limits: Limits) -> Data:
     if not usable:
         raise ValueError(f"{path}: no row has both positive and negative documents")
     queries, documents, relevant, ranked = [], [], {}, {}
-    for i in _draw(usable, limits.rows, limits.seed):
+    for i in draw(usable, limits.rows, limits.seed):
         query = f"test_query{i}"
         # mteb's ids: positives sort first when scores tie, as in its reranking tasks
         named = [(f"apositive_{query}_{n:05}", text, 1) for n, text in enumerate(rows[i]["positive"])]
@@ -149,7 +150,7 @@ def _instruction_reranking(path: Path, limits: Limits) -> Data:
     if not usable:
         raise ValueError(f"{path}: no row has positive, dropped and negative documents")
     queries, documents, relevant, ranked, changed = [], [], {}, {}, {}
-    for i in _draw(usable, limits.rows, limits.seed):
+    for i in draw(usable, limits.rows, limits.seed):
         row, query = rows[i], f"query{i}"
         groups = {name: [f"{name}_{query}_{n:05}" for n in range(len(row[name]))] for name in lists}
         for name, ids in groups.items():
@@ -196,7 +197,7 @@ def _sts(path: Path, limits: Limits) -> Data:
     scores = np.asarray(table["score"].to_pylist(), dtype=np.float64)
     if not np.isfinite(scores).all():
         raise ValueError(f"{path}: row {int(np.argmin(np.isfinite(scores)))}: the score is not a finite number")
-    rows = _draw(range(table.num_rows), limits.rows, limits.seed)
+    rows = draw(range(table.num_rows), limits.rows, limits.seed)
     if len(np.unique(scores[rows])) < 2:
         raise ValueError(f"{path}: all scores are {scores[0]:g}; a rank correlation needs at least two values")
     return Data(AbsTaskSTS, DatasetDict({"test": _rows(table, rows)}))
@@ -207,7 +208,7 @@ def _pair_classification(path: Path, limits: Limits) -> Data:
     found = set(table["label"].to_pylist())
     if found - {0, 1}:
         raise ValueError(f"{path}: labels must be 0 (different) or 1 (same), found {some(set(labels(found - {0, 1})))}")
-    rows = _draw(range(table.num_rows), limits.rows, limits.seed)
+    rows = draw(range(table.num_rows), limits.rows, limits.seed)
     data = _rows(table.rename_columns(["sentence1", "sentence2", "labels"]), rows)
     _two_classes(path, data["labels"])
     return Data(AbsTaskPairClassification, DatasetDict({"test": data}))
@@ -224,7 +225,7 @@ def _bitext(path: Path, limits: Limits) -> Data:
     if small := {name for name, rows in subsets.items() if len(rows) < 2}:
         raise ValueError(f"{path}: a language pair needs at least two rows to search among: {some(small)}")
     table = table.select(["sentence1", "sentence2"])
-    drawn = {name: _draw(rows, limits.rows, limits.seed) for name, rows in subsets.items()}
+    drawn = {name: draw(rows, limits.rows, limits.seed) for name, rows in subsets.items()}
     dataset = {name: DatasetDict({"test": _rows(table, rows)}) for name, rows in drawn.items()}
     return Data(AbsTaskBitextMining, dataset, subsets=list(dataset))
 
@@ -241,7 +242,7 @@ def _classification(path: Path, limits: Limits) -> Data:
     classes = _two_classes(_split(path, "train"), splits["train"][1])
     if strange := set(splits["test"][1]) - set(classes):
         raise ValueError(f"{_split(path, 'test')}: labels that the train split does not have: {some(strange)}")
-    rows = _draw(range(len(splits["test"][0])), limits.rows, limits.seed)
+    rows = draw(range(len(splits["test"][0])), limits.rows, limits.seed)
     splits["test"] = [splits["test"][0][i] for i in rows], [splits["test"][1][i] for i in rows]
     code = {label: i for i, label in enumerate(classes)}
     dataset = {s: Columns.from_dict({"text": t, "label": [code[v] for v in y]}) for s, (t, y) in splits.items()}
@@ -253,7 +254,7 @@ def _multilabel_classification(path: Path, limits: Limits) -> Data:
     for split in ("train", "test"):
         table = read_table(_split(path, split), {"text": "text", "label": "texts"})
         rows = list(range(table.num_rows))
-        splits[split] = _rows(table, rows if split == "train" else _draw(rows, limits.rows, limits.seed))
+        splits[split] = _rows(table, rows if split == "train" else draw(rows, limits.rows, limits.seed))
     known = {label for row in splits["train"]["label"] for label in row}
     _two_classes(_split(path, "train"), known)
     if strange := {label for row in splits["test"]["label"] for label in row} - known:
@@ -263,7 +264,7 @@ def _multilabel_classification(path: Path, limits: Limits) -> Data:
 
 def _clustering(path: Path, limits: Limits) -> Data:
     table = read_table(path, {"text": "text", "label": "label"})
-    rows = _draw(range(table.num_rows), limits.rows, limits.seed)
+    rows = draw(range(table.num_rows), limits.rows, limits.seed)
     all_texts, all_labels = texts(table, "text"), labels(table["label"].to_pylist())
     chosen = [all_labels[i] for i in rows]
     _two_classes(path, chosen)
@@ -288,14 +289,6 @@ def _two_classes(path: Path, found: Iterable[Any]) -> list[Any]:
     if len(classes) < 2:
         raise ValueError(f"{path}: only one class ({some(set(labels(classes)))}); at least two are needed")
     return classes
-
-
-def _draw(candidates: Iterable[int], n: int | None, seed: int) -> list[int]:
-    """At most `n` of the candidates without replacement, in their order."""
-    pool = np.asarray(list(candidates), dtype=np.int64)
-    if n is None or len(pool) <= n:
-        return [int(i) for i in pool]
-    return [int(i) for i in np.sort(np.random.default_rng(seed).choice(pool, n, replace=False))]
 
 
 def _rows(table: Any, rows: list[int]) -> Columns:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from launch.cli_ablate import ablate
 from launch.cli_doctor import doctor
+from launch.cli_eval import register
 from launch.cli_options import launchable
 from launch.cli_plan import plan
 from launch.cli_runs import cancel, runs, status
@@ -230,18 +231,8 @@ def train(config: ConfigName, engine: Engine, overrides: Overrides = None, resum
     _run(config, overrides, until="export", resume=resume, job=("train", engine))
 
 
-@app.command("eval")
-def evaluate(config: ConfigName, overrides: Overrides = None) -> None:
-    """Score teacher, untrained student and trained student on the recipe's evaluation suite.
-
-    [bold]Examples[/]
-
-      eyas eval mine.yaml
-    """
-    _run(config, overrides, until="evaluate")
-
-
 app.command()(ablate)
+register(app)
 app.command()(doctor)
 app.command()(plan)
 app.command()(status)

@@ -235,6 +235,11 @@ class Pipeline:
         if self.at.evaluable and (self._evaluates or self.recipe.tracking.evaluate_every):
             _ = self.at.suite
 
+    @property
+    def _exports_best(self) -> bool:
+        """Whether the evaluations choose the checkpoint; merged weights were never evaluated while training."""
+        return self.recipe.tracking.export == "best" and self.recipe.merge is None
+
     def export(self) -> Result:
         """The student as a folder that sentence-transformers loads."""
 
@@ -245,6 +250,15 @@ class Pipeline:
             if found is None or found.step != self.at.results["train"]["steps"]:
                 self.ledger.forget("train")
                 raise ValueError(f"{self.at.checkpoints}: the last checkpoint is gone or damaged; run it again")
+            if self._exports_best and found.facts["best"]:
+                step = int(found.facts["best"][0])
+                found, _ = newest_checkpoint(self.at.checkpoints, self.at.training_facts(), step)
+                if found is None:
+                    raise ValueError(
+                        f"{self.at.checkpoints}: the checkpoint of step {step}, the best one, is gone or damaged; "
+                        "set tracking.export=last, or train with --restart"
+                    )
+                self.ledger.say("", f"step {step} had the best Mean(TaskType)")
             student = self.at.new_student()
             student.load_state_dict(found.model)
             model = finished(student, keep_projection=self.recipe.student.keep_projection)
@@ -252,13 +266,15 @@ class Pipeline:
             identity = model.identity()
             before = self.ledger.record("export")
             if before is not None and before["result"]["identity"] != identity:
-                for name in ("scorecard.json", "searches.json", "report.html"):
+                for name in ("scorecard.json", "looks.json", "searches.json", "report.html"):
                     (self.at.folder / name).unlink(missing_ok=True)  # they speak of the model that is replaced now
             with new_folder(self.at.model) as folder:
                 model.save_pretrained(folder)
-            return {"outputs": [str(self.at.model)], "identity": identity}
+            return {"outputs": [str(self.at.model)], "identity": identity, "step": found.step}
 
         made_from = {"training": self.at.training_facts(), "steps": self.at.results["train"]["steps"]}
+        if self._exports_best:
+            made_from["export"] = "best"
         return self.ledger.step("export", made_from, work)
 
     # ------------------------------------------------------------------------------------------ evaluation and report
@@ -271,9 +287,9 @@ class Pipeline:
         if isinstance(self.recipe.teacher, ImportedConfig):
             self.ledger.say("evaluate", "no scorecard: the teacher's vectors are imported, it cannot be scored itself")
             return {"outputs": []}
-        from eval.evaluate import evaluate
+        from eval.looks import side_by_side
         from eval.scorecard import scorecard
-        from launch.scoring import kept_scores, suite_facts
+        from launch.scoring import kept_scores, measured, suite_facts
         from launch.searches import example_searches
 
         suite = suite_facts(self.recipe.suite, self.at.evaluation_data)
@@ -294,10 +310,12 @@ class Pipeline:
             scores = (
                 kept({"suite": suite, "model": teacher}, reference),
                 kept({"suite": suite, "model": untrained}, self._beginning),
-                evaluate(on_device(student), self.at.suite, self.at.suite.views),
+                measured(on_device(student), self.at.suite, self.at.suite.views),
             )
             write_json(self.at.folder / "scorecard.json", scorecard(*scores, facts=self._scorecard_facts(student)))
-            outputs = [str(self.at.folder / "scorecard.json")]
+            looks = side_by_side(self.at.suite, scores[0]["look"], scores[2]["look"])
+            write_json(self.at.folder / "looks.json", looks)
+            outputs = [str(self.at.folder / name) for name in ("scorecard.json", "looks.json")]
             if corpus := self.at.searched:
                 found = example_searches(student, *corpus, self.queries)
                 write_json(self.at.folder / "searches.json", found)
@@ -318,7 +336,7 @@ class Pipeline:
 
     def report(self) -> Result:
         """All of it on one page."""
-        names = ("scorecard.json", "searches.json", "metrics.jsonl", "summary.json")
+        names = ("scorecard.json", "looks.json", "searches.json", "metrics.jsonl", "summary.json")
         files = {name: sha256_file(self.at.folder / name) for name in names if (self.at.folder / name).is_file()}
 
         def work() -> Result:

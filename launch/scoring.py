@@ -1,13 +1,21 @@
 """Scores of a run's three models: the teacher's and the untrained student's are measured once and kept in the cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from embedding.embedder import Embedder
 from embedding.files import fingerprint, read_json, sha256_file, write_json
 from eval.encoder import TextEncoder
-from eval.evaluate import Scores, evaluate
+from eval.evaluate import Scores, encode, score
+from eval.looks import look
+from eval.ranks import ALONE, Ranks
+from eval.speed import measure
 from eval.suite import Suite, SuiteConfig
+from eval.views import View
+
+FORMAT = 2
+"""Raised when scores hold something new."""
 
 
 def suite_facts(config: SuiteConfig, folder: Path) -> dict[str, Any]:
@@ -22,13 +30,22 @@ def kept_scores(cache: Path, suite: Suite, made_from: dict[str, Any], model: Cal
 
     Scores with a failed task are not kept: the next run tries again.
     """
+    made_from = {"format": FORMAT, **made_from}
     path = cache / f"{fingerprint(made_from)}.json"
     if path.is_file():
         return dict(read_json(path)["scores"])
-    scores = evaluate(model(), suite)
+    scores = measured(model(), suite)
     if not any("failed" in task for task in scores["tasks"].values()):
         write_json(path, {"made_from": made_from, "scores": scores})
     return scores
+
+
+def measured(model: TextEncoder, suite: Suite, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
+    """The scores of a model with its `speed` (`eval.speed`; {} for one behind an endpoint, whose speed is that of its
+    server) and a `look` at it (`eval.looks`). Every rank must ask."""
+    encoded = encode(model, suite, ranks)
+    speed = measure(model) if isinstance(model, Embedder) else {}
+    return score(encoded, views, ranks) | {"speed": speed, "look": look(encoded)}
 
 
 def curve_values(scores: Scores) -> dict[str, float]:

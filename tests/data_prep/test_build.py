@@ -14,6 +14,10 @@ from data_prep.tables import Examples, Texts
 from embedding.config import parse_config
 from embedding.files import content_key, fingerprint, read_json, read_manifest
 
+KINDS = {
+    *("retrieval", "reranking", "instruction_reranking", "sts", "pair_classification"),
+    *("classification", "multilabel_classification", "clustering", "bitext"),
+}
 TASK = "Given a question, retrieve the answer"
 
 
@@ -256,8 +260,22 @@ def test_the_docstring_corpus(site_roots: Path, tmp_path: Path) -> None:
     instructions = read_json(folder / "instructions.json")
     assert instructions["reranking/docstrings"] == data.sources[0].instruction
     assert "package" in instructions["clustering/docstrings"]
-    kinds = {"retrieval", "reranking", "pair_classification", "classification", "clustering"}
-    assert {task.split("/")[0] for task in summary["heldout"]} == kinds
+    labels = pq.read_table(folder / "multilabel_classification" / "docstrings-test.parquet")["label"].to_pylist()
+    assert {"long", "short"} <= {label for row in labels for label in row}
+    assert min(map(len, labels)) >= 2
+    for row in pq.read_table(folder / "instruction_reranking" / "docstrings.parquet").to_pylist():
+        assert row["instruction"] != row["changed_instruction"]
+        groups = [row["positive"], row["dropped"], row["negative"]]
+        assert all(groups)
+        assert len({text for group in groups for text in group}) == sum(map(len, groups))
+    graded = pq.read_table(folder / "sts" / "docstrings.parquet").to_pylist()
+    bodies = {row["sentence1"]: row["sentence2"] for row in graded if row["score"] == 3}
+    own = {row["query"]: row["positive"][0] for row in reranking}
+    assert bodies
+    assert all(own[summary] == body for summary, body in bodies.items())
+    names = pq.read_table(folder / "bitext" / "docstrings.parquet").to_pylist()
+    assert len({row["sentence1"] for row in names}) == len({row["sentence2"] for row in names}) == len(names)
+    assert {task.split("/")[0] for task in summary["heldout"]} == KINDS
     again = prepare(data, tmp_path / "again")
     assert again == summary
     for file in sorted(out.rglob("*.parquet")):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from embedding.config import Config, dump_config, load_config
+from embedding.config import Config, dump_config, load_config, read_yaml
 
 
 class Square(Config):
@@ -97,3 +97,8 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path, "mine.yaml", "title: x\n")
     with pytest.raises(ValueError, match=r"mine\.yml: no such config file; did you mean '.*mine\.yaml'"):
         load_config(Picture, tmp_path / "mine.yml")
+
+
+def test_a_commit_that_begins_like_a_number_is_text() -> None:
+    assert read_yaml("69e8f12da6e3", "here") == "69e8f12da6e3"
+    assert read_yaml("1e-3", "here") == 1e-3

@@ -49,6 +49,10 @@ class Page(HTMLParser):
             self.shown += data
 
 
+def view(size: int, mean: float) -> dict[str, Any]:
+    return {"bytes": size, "means": {"task": mean, "task_type": mean}}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run with every file, an evil name and a failed task among its values."""
@@ -56,7 +60,10 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     student = scores(a=0.4, b=0.2, failed={"c": "no column <score>"})
     facts = {"parameters": {"teacher": 22_713_216, "student": 9_812_736}, "teacher": "MiniLM", "device": "cpu"}
-    card = scorecard(scores(a=0.5, b=0.3, c=0.8), scores(a=0.1, b=0.1, c=0.4), student, facts)
+    student |= {"bytes": 1024, "views": {"width 64": view(256, 0.28), "int8": view(256, 0.3), "binary": view(32, 0.2)}}
+    student |= {"speed": {"texts/s, 16 tokens": 900.0, "peak MiB": 40.0}}
+    teacher = scores(a=0.5, b=0.3, c=0.8) | {"speed": {"texts/s, 16 tokens": 300.0, "peak MiB": 80.0}}
+    card = scorecard(teacher, scores(a=0.1, b=0.1, c=0.4), student, facts)
     lines: list[dict[str, Any]] = []
     for step in range(10, 101, 10):
         log = {"loss": 1 / step, "loss/0_match": 0.9 / step, "loss/1_info_nce": 0.1 / step, "lr": 1e-3}
@@ -66,7 +73,13 @@ def run(tmp_path: Path) -> Path:
     source = {"rows": 1200, "examples": 1100, "held out": 60, "dropped": {"empty text": 40}}
     hits = [{"id": "d1", "score": 0.91, "text": "<i>join</i> paths", "relevant": True}]
     found = {"corpus": "docs", "documents": 1, "instruction": "", "searches": [{"query": "how to join", "hits": hits}]}
+    random = [[0.1 * (k % 7), 0.05 * k] for k in range(20)]
+    mapped = {"task": "clustering/a", "texts": [f"text {k} <u>" for k in range(20)], "names": ["x", "y"]}
+    mapped |= {"labels": ["x", "y"] * 10, "teacher": random, "student": random[::-1]}
+    lost = {"task": "retrieval/a", "query": "how to <i>sort</i>", "lost": 0.9, "ranks": {"teacher": 1, "student": 12}}
+    lost |= {"right": "sorts a list in place", "teacher": "sorts a list in place", "student": "shuffles a list"}
     for name, value in {
+        "looks": {"map": mapped, "regressions": [lost]},
         "scorecard": card,
         "timings": {"prepare": 2.5, "train": 75.0, "total": 77.5},
         "summary": {"texts": 2200, "sources": {"docstrings": source}},
@@ -77,7 +90,12 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-SECTIONS = ["what", "every", "learning", "training", "searches", "time", "data", "failed", "how"]
+SECTIONS = [
+    *("what", "every", "smaller", "speed", "learning", "training", "map", "regressions", "searches", "time"),
+    "data",
+    "failed",
+    "how",
+]
 
 
 def test_the_page_fetches_nothing_and_shows_every_section(run: Path) -> None:
@@ -101,6 +119,13 @@ def test_the_page_fetches_nothing_and_shows_every_section(run: Path) -> None:
         "Mean(TaskType)",
         "teacherparameters 22.7Mmodel MiniLM",
         "studentparameters 9.81M",
+        "Mean(TaskType) by size",
+        "teacher, full vectors",
+        "texts/s, 16 tokens300.0900.03.0 ×",
+        "how to <i>sort</i>",
+        "the right one: place 1 → 12",
+        "shuffles a list",
+        "y: text 1 <u>",
     ):
         assert part in page.shown, part
     assert "prefers-color-scheme: dark" in text
@@ -108,10 +133,10 @@ def test_the_page_fetches_nothing_and_shows_every_section(run: Path) -> None:
 
 
 def test_missing_files_are_named_and_the_rest_is_there(run: Path) -> None:
-    for name in ("metrics.jsonl", "searches.json", "summary.json"):
+    for name in ("metrics.jsonl", "searches.json", "looks.json", "summary.json"):
         (run / name).unlink()
     page = Page(write_report(run).read_text(encoding="utf-8"))
-    for name in ("metrics.jsonl", "searches.json", "summary.json"):
+    for name in ("metrics.jsonl", "searches.json", "looks.json", "summary.json"):
         assert f"{name} is missing" in page.shown
     assert "1 min 15 s" in page.shown
 

@@ -1,5 +1,6 @@
 """A whole run on real text with a real teacher: what it leaves, what a second one skips, what a change makes again."""
 
+import json
 import os
 import shutil
 import signal
@@ -202,3 +203,16 @@ def test_the_shipped_recipes_are_valid(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: base\nname: mine\ndata: {sources: [{kind: docstrings}]}\n")
     assert load_config(Recipe, mine).stages
+
+
+def test_the_best_checkpoint_is_exported_where_the_recipe_asks(finished: Path) -> None:
+    changes = ["name=best", "stages.0.steps=4", "tracking.evaluate_every=1"]
+    result = eyas("train", "mine.yaml", *changes, "tracking.export=best")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in Path("runs/best/metrics.jsonl").read_text().splitlines()]
+    means = {line["step"]: line["eval/mean"] for line in lines if "eval/mean" in line and line["step"]}
+    best = max(means, key=lambda step: (means[step], -step))
+    assert read_json(Path("runs/best/steps/export.json"))["result"]["step"] == best
+    last = eyas("train", "mine.yaml", *changes)
+    assert last.exit_code == 0, last.output
+    assert read_json(Path("runs/best/steps/export.json"))["result"]["step"] == 4
