@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from launch.cli_ablate import ablate
 from launch.cli_doctor import doctor
 from launch.cli_eval import register
+from launch.cli_models import merge, push
 from launch.cli_options import launchable
 from launch.cli_plan import plan
 from launch.cli_runs import cancel, runs, status
@@ -235,6 +236,8 @@ app.command()(ablate)
 register(app)
 app.command()(doctor)
 app.command()(plan)
+app.command()(merge)
+app.command()(push)
 app.command()(status)
 app.command()(cancel)
 app.add_typer(runs, name="runs")

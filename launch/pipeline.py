@@ -23,6 +23,7 @@ from embedding.files import fingerprint, new_folder, sha256_file, write_json, wr
 from embedding.instruction import Template
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
+from launch.card import write_card
 from launch.mining import mine_negatives
 from launch.prepared import card, prepare_data, prepared_facts
 from launch.runs import keep_finished
@@ -337,14 +338,19 @@ class Pipeline:
     def report(self) -> Result:
         """All of it on one page."""
         names = ("scorecard.json", "looks.json", "searches.json", "metrics.jsonl", "summary.json")
-        files = {name: sha256_file(self.at.folder / name) for name in names if (self.at.folder / name).is_file()}
+        files: Result = {
+            name: sha256_file(self.at.folder / name) for name in names if (self.at.folder / name).is_file()
+        }
 
         def work() -> Result:
             from eval.report import write_report
 
-            return {"outputs": [str(write_report(self.at.folder))]}
+            outputs = [str(write_report(self.at.folder))]
+            if self.at.model.is_dir():
+                outputs.append(str(write_card(self.recipe, self.at.folder, self.at.model)))
+            return {"outputs": outputs}
 
-        return self.ledger.step("report", files, work)
+        return self.ledger.step("report", files | {"card": self.recipe.card.model_dump(mode="json")}, work)
 
     def _scorecard_facts(self, student: Embedder) -> dict[str, Any]:
         embed, prepared = self.at.results["embed"], self.at.results["prepare"]["summary"]

@@ -213,6 +213,17 @@ class ComputeConfig(Config):
     """Keep only the layers' inputs of a chunk: slower, for texts so long that one chunk does not fit."""
 
 
+class CardConfig(Config):
+    """What the model card says that a run cannot know."""
+
+    license: str | None = None
+    """Of the model, as the hub names licences, such as apache-2.0."""
+    data_licence: str | None = None
+    """Of the training data, in words."""
+    languages: list[str] = Field(default=[])
+    """Codes such as en."""
+
+
 class Recipe(Config):
     """A run, whole."""
 
@@ -231,6 +242,7 @@ class Recipe(Config):
     merge: MergeConfig | None = None
     """After the last stage; None: the last stage's weights are the model."""
     spikes: SpikeConfig = SpikeConfig()
+    card: CardConfig = CardConfig()
     suite: SuiteConfig = SuiteConfig()
     tracking: TrackingConfig = TrackingConfig()
     compute: ComputeConfig = ComputeConfig()
