@@ -1,0 +1,247 @@
+"""The teacher's pass against sentence-transformers, the store against the disk, and what stored vectors cost a step.
+
+    python -m benchmarks.embed_throughput [--texts 2000] [--keys 0] [--smoke]
+
+all-MiniLM-L6-v2 in float32 over both sides of docstrings cut at 512 tokens. Ours is the whole pass: tokenize, compute,
+write to the store. The peer is `SentenceTransformer.encode`, which sorts by length too, at the batch size that is
+fastest in this run; the two take turns, and the best of each counts.
+
+ratio            texts/s, ours / theirs                                                        aim 1.15
+difference       the largest difference of a number of their vectors and ours (float32)        aim 1e-4
+gemm_fraction    real tokens' operations / seconds / the best fp32 matrix rate
+write_gbps       GB/s of vectors (E = 5,376, float16) into durable shards; disk_gbps: plain writes with one fsync each
+read_gbps, read_rows    random reads of 4,096 vectors: GB/s of stored bytes and vectors/s, from the page cache
+distill_overhead a training step whose teacher vectors (E = 5,376) are read ahead from the store, against the same step
+                 with one kept in memory                                                       aim 1.03
+key_bytes        with --keys N: bytes of memory a key takes in the index of a store with N small vectors
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.common import GEMM_SIZES, arguments, matrix_rate, report, say
+from benchmarks.pairs import TEACHER, docstring_pairs, ranking_rows
+from data_prep.assemble import Assembly
+from data_prep.embed import embed_texts
+from data_prep.tables import Texts
+from data_prep.teacher import TeacherConfig, load_teacher
+from data_prep.vectors import VectorStore
+from embedding.embedder import Embedder
+from embedding.layout import resolve_model
+from embedding.memory import keep_freed_memory
+
+MAX_TOKENS = 512
+WIDTH = 5_376
+READ_ROWS = 4_096
+PEER_BATCHES = (4, 8, 16, 32, 64)
+SHARD = 2_048
+"""Vectors in a shard, as the pass writes them."""
+
+
+def texts_of(folder: Path, pairs: int) -> Texts:
+    """Both sides of so many docstrings."""
+    assembly = Assembly()
+    for row in ranking_rows(docstring_pairs(pairs)):
+        assembly.add(row, 0, "")
+    assembly.freeze().write(folder, ["docstrings"])
+    return Texts.load(folder / "texts")
+
+
+def flops(embedder: Embedder, lengths_N: np.ndarray) -> float:
+    """Operations of a forward pass over real tokens: two for each weight outside of the embedding tables, and the two
+    products of attention, 4 L^2 D a layer."""
+    config = embedder.backbone.config
+    weights = sum(p.numel() for name, p in embedder.backbone.named_parameters() if "embeddings" not in name)
+    attention = (
+        4.0 * config.num_hidden_layers * config.hidden_size * float(np.square(lengths_N, dtype=np.float64).sum())
+    )
+    return 2.0 * weights * float(lengths_N.sum()) + attention
+
+
+def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Ours and theirs, in turns."""
+    texts = texts_of(folder / "data", pairs)
+    raw = texts.texts.to_pylist()
+    config = TeacherConfig(model=TEACHER, max_tokens=MAX_TOKENS)
+    ours = load_teacher(config)
+    assert isinstance(ours, Embedder)
+    theirs = SentenceTransformer(str(resolve_model(TEACHER)), device="cpu")
+    theirs.max_seq_length = MAX_TOKENS
+    sample = raw[:: max(1, len(raw) // 400)]
+    by_batch = {size: _seconds(lambda n=size: theirs.encode(sample, batch_size=n)) for size in PEER_BATCHES}
+    batch = min(by_batch, key=lambda size: by_batch[size])
+    say(f"sentence-transformers is fastest at a batch of {batch} of {list(PEER_BATCHES)}")
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for turn in range(rounds):
+        stores = folder / f"stores-{turn}"
+        seconds["ours"].append(
+            _seconds(lambda at=stores: embed_texts(config, texts, at, progress=False, embedder=ours))
+        )
+        seconds["theirs"].append(_seconds(lambda: theirs.encode(raw, batch_size=batch)))
+        say(f"round {turn + 1}: ours {seconds['ours'][-1]:.1f} s, theirs {seconds['theirs'][-1]:.1f} s")
+    best = {side: min(found) for side, found in seconds.items()}
+    expected = theirs.encode(sample, batch_size=batch)
+    lengths_N = np.minimum([len(row) for row in ours.tokenize(raw, [""] * len(raw))], MAX_TOKENS)
+    return {
+        "texts": len(raw),
+        "tokens": int(lengths_N.sum()),
+        "ratio": best["theirs"] / best["ours"],
+        "texts_per_second": {side: len(raw) / value for side, value in best.items()},
+        "tokens_per_second": float(lengths_N.sum()) / best["ours"],
+        "peer_batch": batch,
+        "difference": float(np.abs(ours.encode(sample) - expected).max()),
+        "gemm_fraction": flops(ours, lengths_N) / best["ours"] / matrix_rate(sizes),
+    }
+
+
+def store_rates(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
+    """Writing and reading vectors as wide as a 27B teacher's."""
+    rng = np.random.default_rng(0)
+    vectors_NE = rng.standard_normal((SHARD, WIDTH), dtype=np.float32)
+    vectors_NE /= np.linalg.norm(vectors_NE, axis=1, keepdims=True)
+    keys_N2 = rng.integers(0, 2**64, (rows, 2), dtype=np.uint64)
+    store = VectorStore.open(folder / "wide", {"model": "noise"}, WIDTH)
+    plain = vectors_NE.astype(np.float16).tobytes()
+    writes, disk = [], []
+    for at in range(0, rows, SHARD):
+        keys = keys_N2[at : at + SHARD]
+        writes.append(_seconds(lambda k=keys: store.append(k, vectors_NE[: len(k)])) / len(keys))
+        disk.append(_seconds(lambda n=at: _write_plain(folder / f"plain-{n}", plain)) / SHARD)
+    row_bytes = 2 * WIDTH
+    reads = []
+    for _ in range(rounds):
+        positions = store.locate(keys_N2[rng.integers(0, rows, READ_ROWS)])
+        reads.append(_seconds(lambda p=positions: store.read(p)))
+    return {
+        "write_gbps": row_bytes / statistics.median(writes) / 1e9,
+        "disk_gbps": row_bytes / statistics.median(disk) / 1e9,
+        "read_gbps": READ_ROWS * row_bytes / min(reads) / 1e9,
+        "read_rows": READ_ROWS / min(reads),
+    }
+
+
+def distill_overhead(folder: Path, rows: int, steps: int, batch: int) -> dict[str, Any]:
+    """A step of a small student that matches vectors of E = 5,376: read ahead from the store, or always the same ones.
+
+    The student is all-MiniLM-L6-v2 with a learned map to the teacher's width; what differs is where the vectors are
+    from.
+    """
+    store = VectorStore.existing(folder / "wide")
+    assert len(store) == rows
+    student = load_teacher(TeacherConfig(model=TEACHER, max_tokens=128))
+    assert isinstance(student, Embedder)
+    student = student.requires_grad_(True).train()
+    up = torch.nn.Linear(student.width, WIDTH, bias=False)
+    optimizer = torch.optim.AdamW([*student.parameters(), *up.parameters()], lr=1e-5)
+    raw = [body for _, body in docstring_pairs(batch)]
+    ids = [row[:128] for row in student.tokenize(raw, [""] * batch)]
+    rng = np.random.default_rng(1)
+    order = [rng.integers(0, rows, batch) for _ in range(2 * steps + 2)]
+    kept = store.read(order[0])
+
+    def step(target_NE: np.ndarray) -> None:
+        optimizer.zero_grad()
+        made_NE = torch.nn.functional.normalize(up(student.embed_rows(ids)), dim=-1)
+        (1 - (made_NE * torch.from_numpy(target_NE)).sum(dim=-1)).mean().backward()
+        optimizer.step()
+
+    step(kept)
+    seconds: dict[str, list[float]] = {"store": [], "kept": []}
+    with ThreadPoolExecutor(1) as reader:  # as the training loop reads: one batch ahead, in one thread
+        ahead = reader.submit(store.read, order[1])
+        for at in range(steps):  # in turns, so that other work on the machine meets both alike
+
+            def from_store(after: int = at + 2) -> None:
+                nonlocal ahead
+                target_NE, ahead = ahead.result(), reader.submit(store.read, order[after])
+                step(target_NE)
+
+            seconds["store"].append(_seconds(from_store))
+            seconds["kept"].append(_seconds(lambda: step(kept)))
+    ratios = [one / other for one, other in zip(seconds["store"], seconds["kept"], strict=True)]
+    return {"distill_overhead": statistics.median(ratios), "step_seconds": statistics.median(seconds["kept"])}
+
+
+def key_memory(folder: Path, count: int) -> dict[str, Any]:
+    """Write `count` vectors of 4 numbers, then open the store and look for all their keys and as many others."""
+    rng = np.random.default_rng(2)
+    store = VectorStore.open(folder / "many", {"model": "small"}, 4)
+    rows = 262_144
+    for at in range(0, count, rows):
+        size = min(rows, count - at)
+        store.append(_spread_keys(at, size), rng.standard_normal((size, 4), dtype=np.float32))
+    del store
+    process = psutil.Process()
+    before = process.memory_full_info().uss
+    store = VectorStore.existing(folder / "many")
+    begun = time.perf_counter()
+    assert len(store) == count
+    indexed = time.perf_counter() - begun
+    index_bytes = store.index_bytes
+    found = 0
+    begun = time.perf_counter()
+    for at in range(0, count, rows):
+        size = min(rows, count - at)
+        found += int((store.locate(_spread_keys(at, size)) >= 0).sum())
+    assert found == count, f"{count - found} keys were not found"
+    return {
+        "keys": count,
+        "key_bytes": index_bytes / count,
+        "key_bytes_grown": (process.memory_full_info().uss - before) / count,
+        "index_seconds": indexed,
+        "lookups_per_second": count / (time.perf_counter() - begun),
+    }
+
+
+def _spread_keys(begin: int, count: int) -> np.ndarray:
+    """Distinct keys without a random number to remember (Fibonacci hashing, Knuth 6.4): uint64 [count, 2]."""
+    number = np.arange(begin, begin + count, dtype=np.uint64)
+    return np.column_stack([number * np.uint64(0x9E3779B97F4A7C15), number])
+
+
+def _write_plain(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    """All of it, in turn."""
+    options = arguments(__doc__)
+    options.add_argument("--texts", type=int, default=2_000)
+    options.add_argument("--keys", type=int, default=0, help="also index so many keys (10 million take 1 GB of disk)")
+    options.add_argument("--smoke", action="store_true", help="a few texts, to see that it works")
+    given = options.parse_args()
+    keep_freed_memory()
+    pairs, rounds, rows, steps, batch = (24, 1, 4_096, 2, 8) if given.smoke else (given.texts // 2, 3, 65_536, 12, 64)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        result = throughput(folder, pairs, rounds, (512,) if given.smoke else GEMM_SIZES)
+        result |= store_rates(folder, rows, 3 if given.smoke else 30)
+        result |= distill_overhead(folder, rows, steps, batch)
+        if given.smoke or given.keys:
+            result |= key_memory(folder, given.keys or 100_000)
+    report({"benchmark": "embed_throughput", **result}, save=given.save)
+
+
+if __name__ == "__main__":
+    main()
