@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +33,7 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.common import GEMM_SIZES, arguments, matrix_rate, report, say
 from benchmarks.pairs import TEACHER, docstring_pairs, ranking_rows
-from data_prep.assemble import Assembly
+from data_prep.assemble import write_rows
 from data_prep.embed import embed_texts
 from data_prep.tables import Texts
 from data_prep.teacher import TeacherConfig, load_teacher
@@ -51,22 +52,19 @@ SHARD = 2_048
 
 def texts_of(folder: Path, pairs: int) -> Texts:
     """Both sides of so many docstrings."""
-    assembly = Assembly()
-    for row in ranking_rows(docstring_pairs(pairs)):
-        assembly.add(row, 0, "")
-    assembly.freeze().write(folder, ["docstrings"])
+    write_rows(((row, 0, "") for row in ranking_rows(docstring_pairs(pairs))), folder, ["docstrings"])
     return Texts.load(folder / "texts")
 
 
 def flops(embedder: Embedder, lengths_N: np.ndarray) -> float:
     """Operations of a forward pass over real tokens: two for each weight outside of the embedding tables, and the two
     products of attention, 4 L^2 D a layer."""
-    config = embedder.backbone.config
+    config: Any = embedder.backbone.config
     weights = sum(p.numel() for name, p in embedder.backbone.named_parameters() if "embeddings" not in name)
     attention = (
         4.0 * config.num_hidden_layers * config.hidden_size * float(np.square(lengths_N, dtype=np.float64).sum())
     )
-    return 2.0 * weights * float(lengths_N.sum()) + attention
+    return float(2.0 * weights * float(lengths_N.sum()) + attention)
 
 
 def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -79,16 +77,14 @@ def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) ->
     theirs = SentenceTransformer(str(resolve_model(TEACHER)), device="cpu")
     theirs.max_seq_length = MAX_TOKENS
     sample = raw[:: max(1, len(raw) // 400)]
-    by_batch = {size: _seconds(lambda n=size: theirs.encode(sample, batch_size=n)) for size in PEER_BATCHES}
+    by_batch = {size: _seconds(partial(theirs.encode, sample, batch_size=size)) for size in PEER_BATCHES}
     batch = min(by_batch, key=lambda size: by_batch[size])
     say(f"sentence-transformers is fastest at a batch of {batch} of {list(PEER_BATCHES)}")
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(rounds):
         stores = folder / f"stores-{turn}"
-        seconds["ours"].append(
-            _seconds(lambda at=stores: embed_texts(config, texts, at, progress=False, embedder=ours))
-        )
-        seconds["theirs"].append(_seconds(lambda: theirs.encode(raw, batch_size=batch)))
+        seconds["ours"].append(_seconds(partial(embed_texts, config, texts, stores, progress=False, embedder=ours)))
+        seconds["theirs"].append(_seconds(partial(theirs.encode, raw, batch_size=batch)))
         say(f"round {turn + 1}: ours {seconds['ours'][-1]:.1f} s, theirs {seconds['theirs'][-1]:.1f} s")
     best = {side: min(found) for side, found in seconds.items()}
     expected = theirs.encode(sample, batch_size=batch)
@@ -116,13 +112,13 @@ def store_rates(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     writes, disk = [], []
     for at in range(0, rows, SHARD):
         keys = keys_N2[at : at + SHARD]
-        writes.append(_seconds(lambda k=keys: store.append(k, vectors_NE[: len(k)])) / len(keys))
-        disk.append(_seconds(lambda n=at: _write_plain(folder / f"plain-{n}", plain)) / SHARD)
+        writes.append(_seconds(partial(store.append, keys, vectors_NE[: len(keys)])) / len(keys))
+        disk.append(_seconds(partial(_write_plain, folder / f"plain-{at}", plain)) / SHARD)
     row_bytes = 2 * WIDTH
     reads = []
     for _ in range(rounds):
         positions = store.locate(keys_N2[rng.integers(0, rows, READ_ROWS)])
-        reads.append(_seconds(lambda p=positions: store.read(p)))
+        reads.append(_seconds(partial(store.read, positions)))
     return {
         "write_gbps": row_bytes / statistics.median(writes) / 1e9,
         "disk_gbps": row_bytes / statistics.median(disk) / 1e9,
@@ -153,7 +149,8 @@ def distill_overhead(folder: Path, rows: int, steps: int, batch: int) -> dict[st
     def step(target_NE: np.ndarray) -> None:
         optimizer.zero_grad()
         made_NE = torch.nn.functional.normalize(up(student.embed_rows(ids)), dim=-1)
-        (1 - (made_NE * torch.from_numpy(target_NE)).sum(dim=-1)).mean().backward()
+        loss = (1 - (made_NE * torch.from_numpy(target_NE)).sum(dim=-1)).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     step(kept)

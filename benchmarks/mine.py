@@ -86,8 +86,8 @@ def static_vectors(texts: Sequence[str]) -> np.ndarray:
 
 def write_sides(folder: Path, pairs: Pairs, corpus: Sequence[str], vector_of: Mapping[str, np.ndarray]) -> None:
     """What each side reads: tables and a store for ours, Parquet and the cache's arrays for the peer."""
-    rows = [(Row(query, (positive,)), 0, "Find the answer") for query, positive in pairs]
-    write_rows([*rows, *((Row(document), 0, "") for document in corpus)], folder, ["pairs"])
+    asked = [(Row(query, (positive,)), 0, "Find the answer") for query, positive in pairs]
+    write_rows([*asked, *((Row(document), 0, "") for document in corpus)], folder, ["pairs"])
     texts = Texts.load(folder / "texts")
     width = len(next(iter(vector_of.values())))
     store = VectorStore.open(folder / "store", {"vectors": "benchmark"}, width)

@@ -84,7 +84,7 @@ def _losses(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def _data(recipe: Recipe, summary: dict[str, Any]) -> str:
-    names = ", ".join(f"`{source.label()}`" for source in recipe.data.sources)
+    names = ", ".join(f"`{source.title()}`" for source in recipe.data.sources)
     counted = f"; {summary['texts']:,} texts in {summary['examples']:,} examples" if "texts" in summary else ""
     return f"Sources: {names}{counted}."
 

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.sources import CsvSource, JsonlSource, ParquetSource, Tally, read_rows
+from data_prep.rows import Tally
+from data_prep.sources import CsvSource, JsonlSource, ParquetSource, read_rows
 from embedding.config import parse_config
 from embedding.embedder import Embedder
 
