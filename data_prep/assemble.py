@@ -189,6 +189,8 @@ class Selection:
         ordered = np.argsort(units, kind="stable")
         border = units[ordered[wanted - 1]]
         chosen = np.sort(rows[units <= border])
+        if 2 * len(chosen) > len(rows):
+            return []  # one unit is most of the source, such as its only document
         self.fate_M[chosen] = HELD
         held = self.positives.take(chosen)
         asked = self.spill.texts(np.repeat(self.queries_M[chosen], held.counts))

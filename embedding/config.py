@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 # Floats as YAML 1.2 has them (yaml.org/spec/1.2.2, 10.3.2): PyYAML follows 1.1, which reads 1e-3 as text.
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
 
 
 class _Loader(yaml.SafeLoader):

@@ -84,6 +84,8 @@ def test_another_kind_replaces_the_whole_mapping(tmp_path: Path) -> None:
 def test_floats_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", "title: x\nframe: {side: 1e-3}\nedge: {kind: square, side: .5e+2}\n")
     assert load_config(Picture, path).frame.side == 1e-3
+    commit = write(tmp_path, "b.yaml", "title: 07e2b629250bf4185f4c87f640fac15949b8aa73\nframe: {side: 1.0}\n")
+    assert load_config(Picture, commit).title.startswith("07e2b6"), "a commit may begin like a number"
     assert load_config(Picture, path).edge == Square(side=50.0)
     assert load_config(Picture, path, ["frame.side=2E6"]).frame.side == 2e6
     named = load_config(Picture, path, ["title='1e3'"])
