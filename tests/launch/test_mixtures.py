@@ -13,7 +13,7 @@ import pytest
 from data_prep.build import prepare
 from data_prep.sources import HubSource
 from data_prep.tables import Examples, Texts
-from embedding.config import CONFIGS, load_config
+from embedding.config import load_config
 from tests.launch.conftest import questions_and_answers
 from train.recipe import Recipe
 
