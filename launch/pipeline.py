@@ -220,7 +220,8 @@ class Pipeline:
 
             return curve_values(evaluate(model, self.at.suite, ranks=ranks))
 
-        report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=scores if watch else None)
+        during = scores if watch else None
+        report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=during, resume=self.resume)
         return {"outputs": [str(self.at.checkpoints)], "steps": report.resumed_from + report.steps}
 
     def _check_before_training(self) -> None:

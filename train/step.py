@@ -16,7 +16,7 @@ from embedding.embedder import Embedder
 from embedding.tokens import chunk_tokens
 from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
-from train.distributed import gather_rows, rank, sum_over_ranks, world_size
+from train.distributed import gather_rows, rank, sum_over_ranks, whole, world_size
 from train.losses import Loss, asked_for, loss_part, projected_widths
 from train.merge import Average
 from train.optim import learning_rate, set_learning_rate
@@ -166,7 +166,7 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     values = sum_over_ranks(torch.stack([total, *terms.values()])).tolist()
     metrics = dict(zip(["loss", *terms], values, strict=True)) | {"grad_norm": float(norm)} | norms
     skipped = state.guard.skips(metrics["grad_norm"] if np.isfinite(values).all() else math.inf)
-    if state.guard.exhausted:
+    if state.guard.exhausted or (skipped and not _finite(state.student)):
         raise ValueError(
             f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}), nor was it in the "
             "steps before; the weights are those of the last finite one. Lower learning_rate or raise warmup; the run "
@@ -182,6 +182,12 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     state.optimizer.zero_grad(set_to_none=True)
     clock.lap("optimizer")
     return metrics
+
+
+def _finite(student: torch.nn.Module) -> bool:
+    """Whether all weights are numbers: where they are not, leaving out steps mends nothing. Every rank must ask."""
+    sums = torch.stack([whole(parameter.detach().float().sum()) for parameter in student.parameters()])
+    return bool(sums.isfinite().all())
 
 
 def make_views(

@@ -137,12 +137,12 @@ def _start_wandb(recipe: Recipe, run: Path) -> Any:
         import wandb
     except ImportError:
         raise ValueError("tracking.wandb is true, but wandb is not installed: pip install 'eyas[wandb]'") from None
-    offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     run.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         project="eyas",
         name=recipe.name,
         dir=run,
-        mode="offline" if offline else None,
+        mode=mode,  # said each time: wandb remembers the environment of its first run in a process
         config=recipe.model_dump(mode="json"),
     )
