@@ -79,6 +79,8 @@ def read_cards(paths: Sequence[Path]) -> dict[str, Scorecard]:
         ValueError: a run that has no scorecard, a file of something else, or one given twice.
     """
     cards: dict[str, Scorecard] = {}
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"{', '.join(map(str, paths))}: one run is given twice")
     for path in paths:
         file = path / "scorecard.json" if path.is_dir() else path
         if not file.is_file():
@@ -88,8 +90,6 @@ def read_cards(paths: Sequence[Path]) -> dict[str, Scorecard]:
         if not isinstance(found, dict) or "tasks" not in found:
             raise ValueError(f"{file}: expected a scorecard, or scores that `eyas eval --out` wrote")
         name = path.name if path.name not in cards else str(path)
-        if name in cards:
-            raise ValueError(f"{path}: given twice")
         cards[name] = found if "retention" in found else as_card(found)
     return cards
 

@@ -112,6 +112,6 @@ def test_a_run_is_named_by_its_folder_and_asked_by_hand(finished: Path) -> None:
     assert "line 3" in typed.stdout
     table = eyas("compare", "runs/tiny", "runs/tiny/")
     assert table.exit_code == 2
-    assert "given twice" in table.stderr
+    assert "one run is given twice" in table.stderr
     evaluated = eyas("eval", "mine.yaml")
     assert evaluated.exit_code == 0, evaluated.output
