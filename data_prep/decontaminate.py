@@ -103,7 +103,7 @@ def build_index(texts: Iterable[tuple[str, str]], folder: Path) -> int:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             normals = reader.get_batch(number).column("text").to_pylist()
-            found, places = text_runs(normals, stride)
+            found, places = distinct_runs(*text_runs(normals, stride))
             hashes.append(found)
             owners.append(places.astype(np.int32) + start)
             start += len(normals)
@@ -164,7 +164,8 @@ class EvaluationIndex:
         totals_N = np.bincount(owner_R, minlength=len(normal))
         place = hashes_R & np.uint64(8 * len(self.filter) - 1)
         maybe = (self.filter[(place >> np.uint64(3)).astype(np.int64)] & _bit(place)) > 0
-        hashes_R, owner_R = hashes_R[maybe], owner_R[maybe]
+        # Few are left, and in order the search walks through the file instead of jumping.
+        hashes_R, owner_R = distinct_runs(hashes_R[maybe], owner_R[maybe])
         at, others = _lookup(self.runs, self.runs_of, hashes_R)
         if not len(at):
             return []
@@ -192,7 +193,7 @@ class EvaluationIndex:
 
 
 def text_runs(normal: Sequence[str], stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes, text of each) of the distinct long runs of texts in normal form; one in `stride`, chosen by hash."""
+    """(hashes, text of each) of the long runs of texts in normal form; one in `stride`, chosen by hash."""
     codes = encode(normal)
     if not len(codes.codes):
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -211,20 +212,25 @@ def text_runs(normal: Sequence[str], stride: int = 1) -> tuple[np.ndarray, np.nd
                 keep &= (hashed >> np.uint64(32)) % np.uint64(stride) == 0
             hashes.append(hashed[keep])
             owners.append(owner[: len(hashed)][keep])
-    both = np.concatenate([np.zeros(0, np.uint64), *hashes])
-    of = np.concatenate([np.zeros(0, np.int64), *owners])
-    order = np.lexsort((both, of))
-    both, of = both[order], of[order]
-    first = np.ones(len(both), dtype=bool)
-    first[1:] = (both[1:] != both[:-1]) | (of[1:] != of[:-1])
-    return both[first], of[first]
+    return np.concatenate([np.zeros(0, np.uint64), *hashes]), np.concatenate([np.zeros(0, np.int64), *owners])
+
+
+def distinct_runs(hashes_R: np.ndarray, owner_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each run of a text once, sorted by hash."""
+    order = np.lexsort((owner_R, hashes_R))
+    hashes_R, owner_R = hashes_R[order], owner_R[order]
+    first = np.ones(len(hashes_R), dtype=bool)
+    first[1:] = (hashes_R[1:] != hashes_R[:-1]) | (owner_R[1:] != owner_R[:-1])
+    return hashes_R[first], owner_R[first]
 
 
 def _lookup(keys: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(position in `wanted`, row) for every sorted key that equals a wanted one."""
-    begin, end = (np.searchsorted(keys, wanted, side=side) for side in ("left", "right"))
-    counts = end - begin
-    at = np.repeat(np.arange(len(wanted)), counts)
+    begin = np.searchsorted(keys, wanted)
+    there = np.flatnonzero(keys[np.minimum(begin, len(keys) - 1)] == wanted) if len(keys) else begin[:0]
+    begin = begin[there]
+    counts = np.searchsorted(keys, wanted[there], side="right") - begin
+    at = np.repeat(there, counts)
     inside = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
     return at, rows[np.repeat(begin, counts) + inside]
 
