@@ -1,6 +1,6 @@
 """The tables while they grow: every text once, examples that point into them, and what is kept from training.
 
-Texts go to a file as they come; in memory there are flat arrays, about 50 bytes a text. Which texts are equal is found
+Texts go to a file as they come; in memory there are only flat arrays. Which texts are equal is found
 by sorting their keys when all are there.
 
 Shapes: T texts as they came, repeats included (a text is known by its first place); M examples; B bands.
