@@ -83,8 +83,9 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mirror")
     graded = [{"sentence1": a, "sentence2": b, "score": float(n % 5)} for n, (a, b) in enumerate(PAIRS)]
     hub_copy(root, "STSBenchmark", {"default": {"train": graded, "validation": graded, "test": graded}})
-    parallel = [{"sentence1": a, "sentence2": b} for a, b in PAIRS]
-    hub_copy(root, "Tatoeba", {"deu-eng": {"test": parallel}, "tur-eng": {"test": parallel[::-1]}})
+    # all subsets in one table, as mteb's fast loading wants it
+    parallel = [{"sentence1": a, "sentence2": b, "lang": lang} for lang in ("deu-eng", "tur-eng") for a, b in PAIRS]
+    hub_copy(root, "Tatoeba", {"default": {"test": parallel}})
     judged = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in range(len(PAIRS))]
     corpus = [{"_id": f"d{n}", "title": "", "text": b} for n, (_, b) in enumerate(PAIRS)]
     queries = [{"_id": f"q{n}", "text": a} for n, (a, _) in enumerate(PAIRS)]
@@ -92,7 +93,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root, "ArguAna", {"corpus": {"corpus": corpus}, "queries": {"queries": queries}, "default": {"test": judged}}
     )
     first, second = (list(side) for side in zip(*PAIRS, strict=True))
-    one_row = [{"sentence1": first, "sentence2": second, "labels": [n % 2 for n in range(len(PAIRS))]}]
+    one_row = [{"sent1": first, "sent2": second, "labels": [n % 2 for n in range(len(PAIRS))]}]
     hub_copy(root, "SprintDuplicateQuestions", {"default": {"validation": one_row, "test": one_row}})
     return root
 

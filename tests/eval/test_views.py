@@ -79,7 +79,7 @@ def test_views_are_shown_everywhere(card: dict[str, Any]) -> None:
     assert "192 bytes" not in markdown(card)
     assert "Stored as binary (48 bytes a vector)" in markdown(card)
     assert "width 192" in shown(terminal_table(card))
-    page = render("run", card, None, None, None, None)
+    page = render("run", card, None, None, None, None, None)
     assert "Smaller vectors" in page
     assert "768 bytes" in page
     assert "width 999" in page
