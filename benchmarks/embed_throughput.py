@@ -41,6 +41,7 @@ from data_prep.vectors import VectorStore
 from embedding.embedder import Embedder
 from embedding.layout import resolve_model
 from embedding.memory import keep_freed_memory
+from train.student import training_flops
 
 MAX_TOKENS = 512
 WIDTH = 5_376
@@ -54,17 +55,6 @@ def texts_of(folder: Path, pairs: int) -> Texts:
     """Both sides of so many docstrings."""
     write_rows(((row, 0, "") for row in ranking_rows(docstring_pairs(pairs))), folder, ["docstrings"])
     return Texts.load(folder / "texts")
-
-
-def flops(embedder: Embedder, lengths_N: np.ndarray) -> float:
-    """Operations of a forward pass over real tokens: two for each weight outside of the embedding tables, and the two
-    products of attention, 4 L^2 D a layer."""
-    config: Any = embedder.backbone.config
-    weights = sum(p.numel() for name, p in embedder.backbone.named_parameters() if "embeddings" not in name)
-    attention = (
-        4.0 * config.num_hidden_layers * config.hidden_size * float(np.square(lengths_N, dtype=np.float64).sum())
-    )
-    return float(2.0 * weights * float(lengths_N.sum()) + attention)
 
 
 def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -97,7 +87,7 @@ def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) ->
         "tokens_per_second": float(lengths_N.sum()) / best["ours"],
         "peer_batch": batch,
         "difference": float(np.abs(ours.encode(sample) - expected).max()),
-        "gemm_fraction": flops(ours, lengths_N) / best["ours"] / matrix_rate(sizes),
+        "gemm_fraction": training_flops(ours, lengths_N) / 3 / best["ours"] / matrix_rate(sizes),
     }
 
 

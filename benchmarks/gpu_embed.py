@@ -23,6 +23,7 @@ from benchmarks.common import arguments, matrix_rate, report, say
 from benchmarks.pairs import TEACHER
 from embedding.embedder import Embedder
 from embedding.layout import resolve_model
+from train.student import training_flops
 
 MAX_TOKENS = 512
 SHAPES: dict[str, tuple[type[torch.nn.Module], type[PretrainedConfig], dict[str, Any]]] = {
@@ -83,15 +84,6 @@ def rows_of(count: int, vocabulary: int) -> list[np.ndarray]:
     return [rng.integers(0, vocabulary, length, dtype=np.int32) for length in lengths]
 
 
-def flops(embedder: Embedder, lengths_N: np.ndarray) -> float:
-    """Operations of the forward pass over real tokens; a causal token sees half of the row on average."""
-    config: Any = embedder.backbone.config
-    weights = sum(p.numel() for name, p in embedder.backbone.named_parameters() if "embed_tokens" not in name)
-    heads = config.num_attention_heads * config.head_dim
-    attention = 2.0 * config.num_hidden_layers * heads * float(np.square(lengths_N, dtype=np.float64).sum())
-    return float(2.0 * weights * float(lengths_N.sum()) + attention)
-
-
 def measure(name: str, device: str, rate: float, small: bool) -> dict[str, Any]:
     """Tokens/s and the fraction of the matrix rate, the best of three passes after one to warm up."""
     embedder = build(name, device, small)
@@ -108,7 +100,7 @@ def measure(name: str, device: str, rate: float, small: bool) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in embedder.backbone.parameters()),
         "packed": embedder.packs,
         "tokens_per_second": float(lengths_N.sum()) / best,
-        "gemm_fraction": flops(embedder, lengths_N) / best / rate,
+        "gemm_fraction": training_flops(embedder, lengths_N) / 3 / best / rate,
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
     }
     say(f"{name}: {result['tokens_per_second']:,.0f} tokens/s, {result['gemm_fraction']:.2f} of the matrix rate")

@@ -1,5 +1,6 @@
 """Where text comes from: the settings of each kind of source, and its usable rows."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -45,7 +46,7 @@ class _Source(Config):
     """Instead of `data.filters`: source code and single words want others than prose."""
 
 
-class _Columns(_Source, Mapping):
+class _Columns(_Source, Mapping, ABC):
     """A source that has columns: what every source has, and the mapping."""
 
     @property
@@ -53,13 +54,13 @@ class _Columns(_Source, Mapping):
         """Whether positives get the instruction too."""
         return self.symmetric or self.label is not None
 
+    @abstractmethod
     def title(self) -> str:
         """The source's name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def records(self) -> Iterator[Record]:
         """What the source holds, in order."""
-        raise NotImplementedError
 
 
 class _Files(_Columns):
@@ -76,8 +77,9 @@ class _Files(_Columns):
         found = find_files(self.path)
         return sorted(file for path in found for file in (visible_files(path) if path.is_dir() else [path]))
 
+    @abstractmethod
     def _reader(self) -> Reader:
-        raise NotImplementedError
+        """What reads a file."""
 
     def records(self) -> Iterator[Record]:
         """The rows of all files, in the order of the files' names. A file that is of no use stops the pass, or with

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedTokenizerBase, Qwen3Config
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from embedding.layout import PACKAGE, read_layout, resolve_model
 from train.pruning import spaced
 from train.recipe import BuiltStudent, PrunedStudent
+from train.student import built_config
 
 TRACED_TOKENS = 16
 """Tokens of the texts that a model is traced with: so few that the scores between tokens, which the fused kernels of a
@@ -150,7 +151,10 @@ def student_shape(
         vocabulary = len(tokenizer) if tokenizer is not None else 0
         if not vocabulary and start.tokenizer == "teacher" and teacher.shape and teacher.shape.config:
             vocabulary = int(teacher.shape.config.vocab_size)
-        return (_built(start, vocabulary) if vocabulary else None), tokenizer
+        if not vocabulary:
+            return None, tokenizer
+        ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+        return shape_of(built_config(start, vocabulary, **ids)), tokenizer
     own = isinstance(start, PrunedStudent) and start.model == "teacher"
     source = teacher if own else other(start.model, getattr(start, "revision", None))
     if source.shape is None or source.shape.config is None or not isinstance(start, PrunedStudent):
@@ -162,20 +166,3 @@ def student_shape(
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in kept]
     return replace(shape_of(config), width=source.shape.width), source.tokenizer
-
-
-def _built(start: BuiltStudent, vocabulary: int) -> Shape:
-    sizes: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "hidden_size": start.width,
-        "intermediate_size": start.ffn,
-        "num_hidden_layers": start.layers,
-        "num_attention_heads": start.heads,
-        "num_key_value_heads": start.kv_heads,
-        "head_dim": start.head_dim,
-        "max_position_embeddings": start.positions,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    return shape_of(Qwen3Config(**sizes) if start.architecture == "qwen3" else Gemma3TextConfig(**sizes))

@@ -129,7 +129,7 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     """Embed this rank's share, gather, lose, go back, update. Returns global means: the loss, its terms, the norm.
 
     Raises:
-        ValueError: the loss or the gradient is not finite too often in a row (`train.spikes`).
+        ValueError: the loss or the gradient is not finite too often in a row (`train.spikes`), or the weights are not.
     """
     stage, clock, step = state.stage, state.clock, work.batch.step
     torch.manual_seed(mix_int(state.seed, step, rank()) % 2**63)
@@ -166,11 +166,14 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     values = sum_over_ranks(torch.stack([total, *terms.values()])).tolist()
     metrics = dict(zip(["loss", *terms], values, strict=True)) | {"grad_norm": float(norm)} | norms
     skipped = state.guard.skips(metrics["grad_norm"] if np.isfinite(values).all() else math.inf)
-    if state.guard.exhausted or (skipped and not _finite(state.student)):
+    spoilt = skipped and not _finite(state.student)
+    if state.guard.exhausted or spoilt:
+        why = (
+            "nor are the weights" if spoilt else "nor was it in the steps before; the weights are the last finite ones"
+        )
         raise ValueError(
-            f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}), nor was it in the "
-            "steps before; the weights are those of the last finite one. Lower learning_rate or raise warmup; the run "
-            "resumes from its last checkpoint"
+            f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}), {why}. Lower "
+            "learning_rate or raise warmup; the run resumes from its last checkpoint"
         )
     metrics["skipped"] = state.guard.skipped
     metrics["lr"] = stage.learning_rate * (factor := learning_rate(stage, step, state.steps))

@@ -197,8 +197,25 @@ def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder | None)
     source = given if own else resolve_model(given)
     tokenizer = AutoTokenizer.from_pretrained(source)
     append_eos(tokenizer)
-    shape = {
-        "vocab_size": len(tokenizer),
+    if start.heads % start.kv_heads:
+        raise ValueError(f"student.start.heads {start.heads}: expected a multiple of kv_heads {start.kv_heads}")
+    made = built_config(
+        start,
+        len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=specials(tokenizer).eos,
+    )
+    backbone = AutoModel.from_config(made)  # type: ignore[no-untyped-call]
+    if start.embeddings == "teacher":
+        _teacher_embeddings(start, backbone, _present(teacher, "student.start.embeddings"))
+    return Embedder(backbone, tokenizer, "last", max_tokens=config.max_tokens, template=Template())
+
+
+def built_config(start: BuiltStudent, vocabulary: int, **special_ids: int | None) -> Qwen3Config | Gemma3TextConfig:
+    """transformers' configuration of a student to be built, over so many tokens."""
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
         "hidden_size": start.width,
         "intermediate_size": start.ffn,
         "num_hidden_layers": start.layers,
@@ -206,17 +223,9 @@ def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder | None)
         "num_key_value_heads": start.kv_heads,
         "head_dim": start.head_dim,
         "max_position_embeddings": start.positions,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": specials(tokenizer).eos,
+        **special_ids,
     }
-    if start.heads % start.kv_heads:
-        raise ValueError(f"student.start.heads {start.heads}: expected a multiple of kv_heads {start.kv_heads}")
-    shape_config = Qwen3Config(**shape) if start.architecture == "qwen3" else Gemma3TextConfig(**shape)
-    backbone = AutoModel.from_config(shape_config)  # type: ignore[no-untyped-call]
-    if start.embeddings == "teacher":
-        _teacher_embeddings(start, backbone, _present(teacher, "student.start.embeddings"))
-    return Embedder(backbone, tokenizer, "last", max_tokens=config.max_tokens, template=Template())
+    return Qwen3Config(**sizes) if start.architecture == "qwen3" else Gemma3TextConfig(**sizes)
 
 
 def _teacher_embeddings(start: BuiltStudent, backbone: PreTrainedModel, teacher: Embedder) -> None:
