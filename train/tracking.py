@@ -142,7 +142,7 @@ def _start_wandb(recipe: Recipe, run: Path) -> Any:
     return wandb.init(
         project="eyas",
         name=recipe.name,
-        dir=run,
+        dir=run.resolve(),  # its writer is one process for all runs of this one, in the folder where the first began
         mode=mode,  # said each time: wandb remembers the environment of its first run in a process
         config=recipe.model_dump(mode="json"),
     )
