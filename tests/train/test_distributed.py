@@ -97,3 +97,18 @@ def test_a_negative_on_another_rank_pulls_at_this_ranks_gradient(folder: Path) -
     other = run_ranks(2, gradients, str(folder), moved)
     assert (together[0]["grad"] - other[0]["grad"]).abs().max() > 1e-3
     torch.testing.assert_close(by_text(other), by_text([gradients(str(folder), moved)]), rtol=1e-5, atol=1e-7)
+
+
+def refused(folder: str) -> str:
+    """What a batch of 13 rows is told on these ranks."""
+    dist.init_process_group("gloo")
+    recipe = small_recipe(1)
+    stage = recipe.stages[0].model_copy(update={"batch_size": 13})
+    with pytest.raises(ValueError, match="ranks") as error:
+        plan_stages(recipe.model_copy(update={"stages": [stage]}), load_inputs(Path(folder)))
+    return str(error.value)
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused_on_every_rank(folder: Path) -> None:
+    for said in run_ranks(2, refused, str(folder)):
+        assert "batch_size 13: expected a multiple of the 2 ranks" in said
