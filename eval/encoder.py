@@ -5,6 +5,7 @@ of them are then encoded together, longest with longest, and the tasks are score
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -45,10 +46,22 @@ class Request(NamedTuple):
 
 
 class MtebModel:
-    """mteb's EncoderProtocol: everything but where the vectors come from."""
+    """What mteb's EncoderProtocol asks of a model besides `encode`: a name, and cosine."""
 
     def __init__(self, model_name: str = "eyas", revision: str | None = None, **kwargs: Any) -> None:
         self.mteb_model_meta = ModelMeta.create_empty({"name": f"eyas/{model_name}", "revision": revision})
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of every pair."""
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of corresponding rows."""
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+class _RoleModel(MtebModel, ABC):
+    """A model to which a text's role is all that matters of where mteb asks for it."""
 
     def encode(
         self,
@@ -66,24 +79,16 @@ class MtebModel:
         # looking the vectors up.
         return self.vectors(role, list(inputs.dataset["text"]))
 
+    @abstractmethod
     def vectors(self, role: Role, texts: list[str]) -> np.ndarray:
         """The vectors of texts in a role, float32 [N, D]."""
-        raise NotImplementedError
-
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of every pair."""
-        return cos_sim(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of corresponding rows."""
-        return pairwise_cos_sim(embeddings1, embeddings2)
 
 
 class _AllNoted(Exception):
     """Raised by the dry run when the last texts of a subset are noted; nothing is scored."""
 
 
-class _Notebook(MtebModel):
+class _Notebook(_RoleModel):
     """Notes what a task asks for. Stops it before it computes a score."""
 
     def __init__(self, calls: int, documents: int) -> None:
@@ -138,7 +143,7 @@ class VectorTable:
         return np.fromiter((self.positions.get((prompt, text), -1) for text in texts), np.int64, len(texts))
 
 
-class StoredModel(MtebModel):
+class StoredModel(_RoleModel):
     """Answers mteb from a table of vectors; texts that are not in it (streamed corpora) are encoded on the spot."""
 
     def __init__(
