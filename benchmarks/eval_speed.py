@@ -45,21 +45,21 @@ def held_out(folder: Path, documents: int) -> Path:
     return folder
 
 
-def best_batch_size(encode: Callable[..., Any], texts: list[str]) -> int:
-    """The batch size with which sentence-transformers is fastest on a sample of the texts."""
-    sample = [texts[i] for i in np.random.default_rng(0).choice(len(texts), min(len(texts), 256), replace=False)]
+def best_batch_size(encode: Callable[..., Any], texts: list[str], count: int) -> int:
+    """The batch size with which sentence-transformers is fastest on so many of the texts."""
+    sample = [texts[i] for i in np.random.default_rng(0).choice(len(texts), min(len(texts), count), replace=False)]
     encode(sample[:8], batch_size=8)  # the first call of a model sets itself up
     taken = {size: _seconds(partial(encode, sample, batch_size=size)) for size in BATCH_SIZES}
     say("  peer, batch size: " + ", ".join(f"{size} {seconds:.2f} s" for size, seconds in taken.items()))
     return min(taken, key=lambda size: taken[size])
 
 
-def measure(name: str, model: Embedder, peer: Any, folder: Path, rounds: int) -> dict[str, Any]:
-    """Both sides on one suite, in turns."""
+def measure(name: str, model: Embedder, peer: Any, folder: Path, rounds: int, sample: int) -> dict[str, Any]:
+    """Both sides on one suite, in turns; the peer's batch size is chosen on `sample` texts."""
     suite = load_suite(SuiteConfig(folder=folder))
     with quiet():
         asked = [text for entry in suite.tasks for request in requests_of(entry) for text in request.texts]
-    batch_size = best_batch_size(peer.model.encode, sorted(set(asked)))
+    batch_size = best_batch_size(peer.model.encode, sorted(set(asked)), sample)
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(_seconds(lambda: evaluate(model, suite)))
@@ -102,8 +102,9 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="tokens of a text, for both sides")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--run", type=Path, help="a finished run, for evaluation's share of its training")
+    parser.add_argument("--smoke", action="store_true", help="a few documents: shows that it runs, measures nothing")
     given = parser.parse_args()
-    documents, rounds = (60, 1) if given.smoke else (given.documents, given.rounds)
+    documents, rounds, sample = (60, 1, 16) if given.smoke else (given.documents, given.rounds, 256)
     with tempfile.TemporaryDirectory() as place:
         folder = held_out(Path(place) / "heldout", documents)
         teacher = Embedder.from_pretrained(TEACHER, template=BARE, max_tokens=given.max_tokens)
@@ -113,7 +114,7 @@ def main() -> None:
             "minilm": (teacher, plain_peer(resolve_model(TEACHER), given.max_tokens)),
             "decoder": (student, instructed_peer(Path(place) / "decoder", suite)),
         }
-        found = {name: measure(name, *both, folder, rounds) for name, both in peers.items()}
+        found = {name: measure(name, *both, folder, rounds, sample) for name, both in peers.items()}
     result: dict[str, Any] = {
         "benchmark": "eval_speed",
         "ratio": min(of["ratio"] for of in found.values()),
