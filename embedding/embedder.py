@@ -21,7 +21,15 @@ from transformers.utils import logging
 
 from embedding.attention import kernel_runs, packed_mode
 from embedding.instruction import BARE, Role, Template
-from embedding.layout import DenseSpec, Layout, read_layout, require_weights, resolve_model, write_layout
+from embedding.layout import (
+    DenseSpec,
+    Layout,
+    read_layout,
+    require_weights,
+    resolve_model,
+    tell_older_readers,
+    write_layout,
+)
 from embedding.pooling import Pooling, normalize, pool, pool_packed
 from embedding.tokens import PROBE, cut, pack, pad, plan_chunks, specials, tokenize
 
@@ -336,6 +344,7 @@ class Embedder(nn.Module):
             self.backbone.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(f"{folder}: cannot write the weights ({error})") from None
+        tell_older_readers(folder)
         limit = self.tokenizer.model_max_length
         self.tokenizer.model_max_length = self.max_tokens
         try:

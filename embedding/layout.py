@@ -160,6 +160,26 @@ def write_layout(folder: Path, layout: Layout, width: int) -> None:
     write_json(folder / "eyas.json", {"template": layout.template})
 
 
+def tell_older_readers(folder: Path) -> None:
+    """Add the rotary base to config.json under the names that transformers 4 and the servers of its time read.
+
+    transformers 5 writes `rope_parameters` alone; an older reader then silently takes its own default base (10,000
+    instead of Qwen3's 1,000,000) and gives other vectors.
+    """
+    config = read_json(folder / "config.json")
+    rope = config.get("rope_parameters") or {}
+    nested = any(isinstance(value, dict) for value in rope.values())
+    main = rope.get("full_attention", {}) if nested else rope
+    if "rope_theta" not in main:
+        return
+    config["rope_theta"] = main["rope_theta"]
+    if nested and "rope_theta" in rope.get("sliding_attention", {}):
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]  # Gemma3's name
+    if main.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {name: value for name, value in main.items() if name != "rope_theta"}
+    write_json(folder / "config.json", config)
+
+
 def _template(folder: Path, prompts: dict[str, str]) -> Template:
     kept = _optional(folder / "eyas.json").get("template")
     if kept is not None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from embedding.attention import NAME, packed_mode
 from embedding.embedder import Dense, Embedder
 from embedding.files import read_json, write_json
-from embedding.layout import resolve_model
+from embedding.layout import resolve_model, tell_older_readers
 from embedding.tokens import pad
 
 from .conftest import TEACHER, TEXTS
@@ -118,6 +118,38 @@ def test_packed_attention_refuses_a_padded_batch(students: dict[str, Embedder]) 
         with pytest.raises(ValueError, match="takes one packed row"):
             backbone(input_ids=torch.ones(2, 4, dtype=torch.int64))
     assert backbone.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 1e6},
+        {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 512},
+    ],
+)
+def test_a_reader_that_knows_only_older_names_finds_the_same_rotary_embedding(
+    rope: dict[str, object], saved: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((saved["qwen3"] / "config.json").read_bytes())
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | {"rope_parameters": rope})
+    tell_older_readers(tmp_path)
+    _without_new_names(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == rope
+
+
+def test_both_rotary_bases_of_gemma_are_told_to_older_readers(saved: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((saved["gemma3"] / "config.json").read_bytes())
+    expected = _without_new_names(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert (config["rope_theta"], config["rope_local_base_freq"]) == (1e6, 1e4)
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == expected
+
+
+def _without_new_names(folder: Path) -> object:
+    config = read_json(folder / "config.json")
+    removed = config.pop("rope_parameters")
+    write_json(folder / "config.json", config)
+    return removed
 
 
 def test_dense_heads_are_read_and_written(teacher: Embedder, tmp_path: Path) -> None:
