@@ -4,6 +4,7 @@ Both choose how the machine is used, not what is computed; they are kept in the 
 the same chunks and ends bit for bit where the uninterrupted one would have.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,6 +49,13 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
             return replace(memory, bytes_per_token=_bytes_per_token(student, sample, memory.token_budget))
         except torch.OutOfMemoryError:
             memory = memory.halved(longest)
+
+
+def lowered(memory: Memory, config: ComputeConfig) -> Memory:
+    """What a checkpoint keeps, or less where the configuration now says so: the way out when a device is too small."""
+    budget = min(memory.token_budget, config.token_budget or memory.token_budget)
+    activations = min(memory.activation_bytes, (config.activation_gib or math.inf) * 2**30)
+    return replace(memory, token_budget=budget, activation_bytes=activations)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from embedding.memory import keep_freed_memory
 from eval.ranks import Ranks
-from train.calibrate import calibrate, matrix_rate
+from train.calibrate import calibrate, lowered, matrix_rate
 from train.checkpoint import (
     Checkpoint,
     load_optimizer,
@@ -117,11 +117,17 @@ def train(
         memory = _begin(job, plans[0], tracker, fresh=not done)
     else:
         student.load_state_dict(found.model)
-        memory = Memory(**found.facts["memory"])
+        kept_memory = Memory(**found.facts["memory"])
+        memory = lowered(kept_memory, recipe.compute)
         watch.load(found.facts)
         ranks = found.facts.get("ranks", world_size())
         other = "" if ranks == world_size() else f" on {world_size()} ranks; {ranks} came so far, equal up to rounding"
         tracker.say(f"resumed from step {found.step} of {total}{other}")
+        if memory != kept_memory:
+            tracker.say(
+                f"chunks of {memory.token_budget} tokens and {memory.activation_bytes / 2**30:.2f} GiB of activations "
+                "from here on, as compute says; the weights are those of an uninterrupted run up to rounding"
+            )
 
     trainable = frozenset(name for name, parameter in student.named_parameters() if parameter.requires_grad)
     if accelerator.is_fsdp2 and len({tuple(plan.stage.freeze) for plan in plans}) > 1:

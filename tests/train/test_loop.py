@@ -12,10 +12,13 @@ from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
 from embedding.embedder import Embedder
 from eval.ranks import Ranks
+from train.calibrate import lowered
+from train.checkpoint import newest_checkpoint
 from train.loop import train
 from train.losses import CoSENT, InfoNCE, MarginMSE, Match, Spread
-from train.plan import Inputs, plan_stages
+from train.plan import Inputs, checkpoint_identity, plan_stages
 from train.recipe import ComputeConfig, Recipe, Stage, StudentConfig, TrackingConfig
+from train.step import Memory
 from train.student import build_student
 
 from .conftest import Row, make_inputs
@@ -101,6 +104,36 @@ def test_a_killed_run_ends_bit_for_bit_where_the_undisturbed_one_does(
     assert same(weights(whole), weights(second))
     lines = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, 13))
+
+
+def test_a_resumed_run_takes_a_lowered_budget_and_not_a_raised_one(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage())
+    undisturbed = build_student(recipe.student, teacher, recipe.seed)
+    train(recipe, undisturbed, inputs, tmp_path / "whole")
+    assert inputs.vectors is not None
+    vectors, calls = inputs.vectors, []
+
+    def dying(rows: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) > 6:
+            raise KeyboardInterrupt
+        return vectors(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, build_student(recipe.student, teacher, 0), replace(inputs, vectors=dying), tmp_path / "small")
+    less = recipe.model_copy(update={"compute": ComputeConfig(token_budget=64, activation_gib=1e-9)})
+    student = build_student(recipe.student, teacher, recipe.seed)
+    train(less, student, inputs, tmp_path / "small")
+    found, _ = newest_checkpoint(tmp_path / "small" / "checkpoints", checkpoint_identity(less, inputs))
+    assert found is not None
+    assert (found.step, found.facts["memory"]["token_budget"]) == (8, 64)
+    assert found.facts["memory"]["activation_bytes"] == pytest.approx(1e-9 * 2**30)
+    more = ComputeConfig(token_budget=512, activation_gib=1.0)
+    assert lowered(Memory(**found.facts["memory"]), more) == Memory(**found.facts["memory"])
+    for name, tensor in undisturbed.state_dict().items():
+        torch.testing.assert_close(student.state_dict()[name], tensor, rtol=0, atol=1e-3)
 
 
 def test_chunking_and_recomputing_do_not_change_the_result(
