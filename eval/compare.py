@@ -12,7 +12,7 @@ from rich.text import Text
 from embedding.files import read_json
 from eval.bootstrap import interval, kind_replicates, mean_of_kinds, replicates, within_noise
 from eval.evaluate import Scores
-from eval.kinds import KIND_NAMES
+from eval.kinds import KIND_NAMES, Kind
 from eval.scorecard import Scorecard, number, percent, share
 from eval.tables import some
 
@@ -105,7 +105,7 @@ def comparison_table(found: Comparison, kept: bool = False) -> RenderableType:
     for column in ("task", *found["runs"], *(["kept"] if kept else [])):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for name, task in found["tasks"].items():
-        table.add_row(name, *_cells(task["runs"], kept))
+        table.add_row(name, *_cells(task["runs"], kept, task["kind"]))
     table.add_section()
     table.add_row("Mean(TaskType)", *_cells(found["mean"], kept), style="bold")
     left_out = [
@@ -114,9 +114,9 @@ def comparison_table(found: Comparison, kept: bool = False) -> RenderableType:
     return Group(table, *left_out)
 
 
-def _cells(runs: Mapping[str, Mapping[str, Any]], kept: bool) -> list[str]:
+def _cells(runs: Mapping[str, Mapping[str, Any]], kept: bool, kind: Kind | None = None) -> list[str]:
     first, *_, last = runs.values()
-    return [_shown(cell) for cell in runs.values()] + [percent(share(last["score"], first["score"]))] * kept
+    return [_shown(cell) for cell in runs.values()] + [percent(share(last["score"], first["score"], kind))] * kept
 
 
 def _names(card: Scorecard) -> str:

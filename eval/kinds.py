@@ -39,6 +39,8 @@ class KindFacts(NamedTuple):
     """Used when neither the suite nor the data names one: the sentences mteb and the Harrier model card use."""
     title: str
     """For tables and pictures."""
+    is_change: bool = False
+    """Whether the metric measures a change, around 0, of which no share can be kept."""
 
 
 _SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
@@ -46,7 +48,9 @@ _SEARCH = "Given a web search query, retrieve relevant passages that answer the 
 KINDS: dict[Kind, KindFacts] = {
     "retrieval": KindFacts("Retrieval", "ndcg_at_10", _SEARCH, "Retrieval"),
     "reranking": KindFacts("Reranking", "map_at_1000", _SEARCH, "Reranking"),
-    "instruction_reranking": KindFacts("InstructionReranking", "p-MRR", _SEARCH, "Instruction reranking"),
+    "instruction_reranking": KindFacts(
+        "InstructionReranking", "p-MRR", _SEARCH, "Instruction reranking", is_change=True
+    ),
     "sts": KindFacts("STS", "cosine_spearman", "Retrieve semantically similar text", "STS"),
     "pair_classification": KindFacts(
         "PairClassification",

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from eval.bootstrap import Interval, interval, kind_replicates, mean_of_kinds, replicates, within_noise
 from eval.evaluate import Scores, failures, means
-from eval.kinds import KIND_NAMES, KINDS
+from eval.kinds import KIND_NAMES, KINDS, Kind
 
 MODELS = ("teacher", "untrained", "student")
 Scorecard = dict[str, Any]
@@ -22,10 +22,10 @@ seconds}."""
 def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mapping[str, Any] | None = None) -> Scorecard:
     """Three evaluations of one suite side by side; `facts` (sizes, widths, step...) are kept as they are.
 
-    Retention is student / teacher, None where the teacher's score is not positive. `means.retention` is the mean of
-    the kinds' retentions; `means.recovered` is (student - untrained) / (teacher - untrained) of Mean(TaskType): an
-    untrained student already scores something, and a share of the teacher's score alone hides that. A task that failed
-    for one of the three counts for none.
+    Retention is student / teacher, None where the teacher's score is not positive, and for kinds whose metric measures
+    a change (p-MRR). `means.retention` is the mean of the kinds' retentions; `means.recovered` is (student - untrained)
+    / (teacher - untrained) of Mean(TaskType): an untrained student already scores something, and a share of the
+    teacher's score alone hides that. A task that failed for one of the three counts for none.
 
     `intervals` are 95 % paired bootstrap intervals over the items of the tasks: of each task's student score and its
     difference from the teacher's, and of the means. `outcomes` are the student's items, to compare it with other runs.
@@ -48,13 +48,13 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
     for name in names:
         values = {model: all_scores[model]["tasks"][name]["score"] for model in MODELS}
         shown = {key: student["tasks"][name][key] for key in ("kind", "metric", "instruction")}
-        tasks[name] = shown | values | {"retention": share(values["student"], values["teacher"])}
+        tasks[name] = shown | values | {"retention": share(values["student"], values["teacher"], shown["kind"])}
     averages = {
         model: means({name: {"kind": task["kind"], "score": task[model]} for name, task in tasks.items()})
         for model in MODELS
     }
     kinds = {kind: {model: averages[model]["kinds"][kind] for model in MODELS} for kind in averages["student"]["kinds"]}
-    retention = {kind: share(of["student"], of["teacher"]) for kind, of in kinds.items()}
+    retention = {kind: share(of["student"], of["teacher"], kind) for kind, of in kinds.items()}
     known = [value for value in retention.values() if value is not None]
     of_type = {model: averages[model]["means"]["task_type"] for model in MODELS}
     return {
@@ -70,7 +70,7 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
             "retention": float(np.mean(known)) if known else None,
             "recovered": _recovered(of_type),
         },
-        "intervals": _intervals(all_scores, tasks),
+        "intervals": _intervals(all_scores, tasks, [kind for kind, kept in retention.items() if kept is not None]),
         "views": student.get("views", {}),
         "bytes": student.get("bytes"),
         "speed": {model: of for model in MODELS if (of := all_scores[model].get("speed"))},
@@ -80,13 +80,16 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
     }
 
 
-def share(student: float, teacher: float) -> float | None:
+def share(student: float, teacher: float, kind: Kind | None = None) -> float | None:
     """student / teacher; None where a share of the teacher's score means nothing."""
-    return student / teacher if teacher > 0 else None
+    return None if teacher <= 0 or (kind and KINDS[kind].is_change) else student / teacher
 
 
-def _intervals(all_scores: Mapping[str, Scores], tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """{tasks: {name: {student, difference}}, task_type, retention, recovered}; {} where no items were noted."""
+def _intervals(all_scores: Mapping[str, Scores], tasks: Mapping[str, Any], shared: Sequence[Kind]) -> dict[str, Any]:
+    """{tasks: {name: {student, difference}}, task_type, retention, recovered}; {} where no items were noted.
+
+    `shared`: the kinds whose retention counts.
+    """
     drawn: dict[str, dict[str, np.ndarray]] = {model: {} for model in MODELS}
     of_tasks: dict[str, dict[str, Interval]] = {}
     for name, task in tasks.items():
@@ -104,8 +107,8 @@ def _intervals(all_scores: Mapping[str, Scores], tasks: Mapping[str, Any]) -> di
     }
     teacher, untrained, student = (mean_of_kinds(by_kind[model]) for model in MODELS)
     found: dict[str, Any] = {"tasks": of_tasks, "task_type": interval(student)}
-    kept = [by_kind["student"][kind] / of for kind, of in by_kind["teacher"].items() if (of > 0).all()]
-    if kept:
+    if shared and all(kind in by_kind["teacher"] and (by_kind["teacher"][kind] > 0).all() for kind in shared):
+        kept = [by_kind["student"][kind] / by_kind["teacher"][kind] for kind in shared]
         found["retention"] = interval(np.mean(kept, axis=0))
     if (teacher > untrained).all():
         found["recovered"] = interval((student - untrained) / (teacher - untrained))
@@ -180,7 +183,13 @@ def summary(card: Scorecard) -> str:
     kept, recovered = (
         percent(card["means"][key]) + _range(card["intervals"].get(key)) for key in ("retention", "recovered")
     )
-    return f"kept {kept} of the teacher's scores, recovered {recovered} of the gap"
+    return f"kept {kept} of the teacher's scores{left_out(card)}, recovered {recovered} of the gap"
+
+
+def left_out(card: Scorecard) -> str:
+    """Which kinds `means.retention` does not count, as words to add; "" where it counts all."""
+    kinds = [KINDS[kind].title for kind in KIND_NAMES if card["retention"].get(kind, 0.0) is None]
+    return f" ({', '.join(kinds)} left out: a share of it means nothing)" if kinds else ""
 
 
 def _range(found: Sequence[float] | None) -> str:

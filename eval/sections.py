@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.figures import Guide, Series, bar, gauge, line_panel, missing, ring, scale, seconds, shares, short
 from eval.kinds import KIND_NAMES, KINDS
-from eval.scorecard import HEADER, MODELS, Scorecard, number, percent, rows, share, view_rows
+from eval.scorecard import HEADER, MODELS, Scorecard, left_out, number, percent, rows, share, view_rows
 
 Metrics = Sequence[Mapping[str, Any]]
 """The lines of metrics.jsonl."""
@@ -39,7 +39,7 @@ def hero(card: Scorecard) -> str:
     words = (
         f"The student reaches <b>{number(of['student'])}</b> where its teacher reaches <b>{number(of['teacher'])}</b>"
         f" and where it started at <b>{number(of['untrained'])}</b>: Mean(TaskType) over {_count(tasks, 'task')} of"
-        f" {_count(kinds, 'kind')}."
+        f" {_count(kinds, 'kind')}{left_out(card)}."
     )
     if chance := card["intervals"].get("retention"):
         low, high = (f"{100 * end:.0f}" for end in chance)
@@ -81,7 +81,7 @@ def retention(card: Scorecard) -> str:
     for kind in sorted(card["retention"], key=KIND_NAMES.index):
         kept, of = card["retention"][kind], card["kinds"][kind]
         title = ", ".join(f"{model} {number(of[model])}" for model in MODELS)
-        figure = gauge(kept or 0.0, percent(kept), title, share(of["untrained"], of["teacher"]) or 0.0)
+        figure = gauge(kept or 0.0, percent(kept), title, share(of["untrained"], of["teacher"], kind) or 0.0)
         lines.append(f'<div class="name">{KINDS[kind].title}<small>{_metrics(card, kind)}</small></div>{figure}')
     return f'<div class="card rows">{"".join(lines)}</div>'
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from eval.evaluate import means
-from eval.scorecard import markdown, number, scorecard, scores_table, terminal_table
+from eval.scorecard import markdown, number, scorecard, scores_table, summary, terminal_table
 
 
 def scores(failed: dict[str, str] | None = None, **of: float) -> dict[str, Any]:
@@ -47,6 +47,20 @@ def test_no_share_of_a_score_that_is_not_positive() -> None:
     assert card["tasks"]["a"]["retention"] is None
     assert card["retention"] == {"retrieval": None, "sts": pytest.approx(0.8)}
     assert card["means"]["retention"] == pytest.approx(0.8)
+
+
+def test_no_share_of_a_change() -> None:
+    """p-MRR is 0 for a model that ignores instructions: 0.5 of a hundredth is no half of anything."""
+    runs = [scores(a=0.5, b=0.5, c=0.8), scores(a=0.1, b=0.1, c=0.4), scores(a=0.4, b=0.4, c=0.6)]
+    for run, change in zip(runs, (0.01, 0.02, -0.01), strict=True):
+        run["tasks"]["d"] = {"kind": "instruction_reranking", "metric": "p-MRR", "instruction": "i", "score": change}
+    card = scorecard(*runs)
+    assert card["tasks"]["d"]["retention"] is None
+    assert card["retention"]["instruction_reranking"] is None
+    assert card["means"]["retention"] == pytest.approx((0.8 + 0.75) / 2)
+    assert card["means"]["task"]["student"] == pytest.approx((0.4 + 0.4 + 0.6 - 0.01) / 4)
+    assert "Instruction reranking left out" in summary(card)
+    assert "left out" not in summary(scorecard(scores(a=0.5), scores(a=0.1), scores(a=0.4)))
 
 
 def test_nothing_to_recover_where_the_untrained_student_beats_the_teacher() -> None:
