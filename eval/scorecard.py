@@ -189,7 +189,7 @@ def summary(card: Scorecard) -> str:
 def left_out(card: Scorecard) -> str:
     """Which kinds `means.retention` does not count, as words to add; "" where it counts all."""
     kinds = [KINDS[kind].title for kind in KIND_NAMES if card["retention"].get(kind, 0.0) is None]
-    return f" ({', '.join(kinds)} left out: a share of it means nothing)" if kinds else ""
+    return f" (without {', '.join(kinds)}, of which no share can be kept)" if kinds else ""
 
 
 def _range(found: Sequence[float] | None) -> str:

@@ -39,11 +39,12 @@ def hero(card: Scorecard) -> str:
     words = (
         f"The student reaches <b>{number(of['student'])}</b> where its teacher reaches <b>{number(of['teacher'])}</b>"
         f" and where it started at <b>{number(of['untrained'])}</b>: Mean(TaskType) over {_count(tasks, 'task')} of"
-        f" {_count(kinds, 'kind')}{left_out(card)}."
+        f" {_count(kinds, 'kind')}."
     )
     if chance := card["intervals"].get("retention"):
         low, high = (f"{100 * end:.0f}" for end in chance)
-        words += f" On other texts like these it would keep between <b>{low} %</b> and <b>{high} %</b> (95 % interval)."
+        words += f" On other texts like these it would keep between <b>{low} %</b> and <b>{high} %</b>"
+        words += f"{left_out(card)}: a 95 % interval."
     return f'<div class="card hero">{rings}<div class="lead"><p>{words}</p>{line}</div></div>{facts(card["facts"])}'
 
 
@@ -106,7 +107,7 @@ def tasks(card: Scorecard) -> str:
             if task["kind"] == kind:
                 three = "".join(bar(task[m], m, number(task[m]), f"{m}: {task[m]:.4f}") for m in MODELS)
                 shown = name.partition("/")[2] or name
-                kept = f"<small>{percent(task['retention'])} kept</small>"
+                kept = "" if task["retention"] is None else f"<small>{percent(task['retention'])} kept</small>"
                 lines.append(f'<div class="name">{escape(shown)}{kept}</div><div>{three}</div>')
         blocks.append(f'<h3>{KINDS[kind].title}</h3><div class="rows">{"".join(lines)}</div>')
     key = "".join(f'<span><i style="--key:var(--{model})"></i>{model}</span>' for model in MODELS)

@@ -94,8 +94,7 @@ class Tracker:
         self._progress.update(self._task, said=said)
         if not self._console.is_terminal:
             self.say(f"{stage} {step}/{self.steps}  {said}")
-        self._forget()
-        self._since = step
+        self._forget(step)
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Note an evaluation; its time does not count as training."""
@@ -103,9 +102,10 @@ class Tracker:
         mean = scores.get("eval/mean")
         if mean is not None:
             self.say(f"step {step}: MTEB-lite mean {mean:.4f}")
-        self._forget()
+        self._forget(step)
 
-    def _forget(self) -> None:
+    def _forget(self, step: int) -> None:
+        self._since = step
         self._time, self._tokens, self._padded, self._flops = time.perf_counter(), 0, 0, 0.0
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ def test_an_evaluation_does_not_change_the_training(
     recipe = make_recipe(student_config, stage())
     plain = build_student(recipe.student, teacher, recipe.seed)
     train(recipe, plain, inputs, tmp_path / "plain")
-    watched_recipe = recipe.model_copy(update={"tracking": TrackingConfig(log_every=1, evaluate_every=0.25)})
+    watched_recipe = recipe.model_copy(update={"tracking": TrackingConfig(log_every=4, evaluate_every=0.25)})
     watched = build_student(recipe.student, teacher, recipe.seed)
     seen = []
 
@@ -166,6 +166,14 @@ def test_an_evaluation_does_not_change_the_training(
     train(watched_recipe, watched, inputs, tmp_path / "watched", evaluate=evaluate)
     assert len(seen) == 4  # before the first step, and after each quarter but the last
     assert same(weights(plain), weights(watched))
+
+    def tokens_of_a_step(folder: str) -> dict[int, float]:
+        lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line["tokens_per_s"] / line["steps_per_s"] for line in lines if "loss" in line}
+
+    each = tokens_of_a_step("plain")
+    # an evaluation begins the measure anew, of tokens and of steps
+    assert tokens_of_a_step("watched") == pytest.approx({n: (each[n - 1] + each[n]) / 2 for n in (4, 8)})
 
 
 def test_what_does_not_fit_is_refused_before_the_first_step(
