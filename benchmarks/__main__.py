@@ -7,7 +7,18 @@ from pathlib import Path
 
 from benchmarks.common import arguments
 
-HELPERS = {"__main__", "common", "pairs", "processes", "sides", "compare", "eval_peers", "eval_sets", "mine_sides"}
+HELPERS = {
+    "__main__",
+    "common",
+    "recipes",
+    "pairs",
+    "processes",
+    "sides",
+    "compare",
+    "eval_peers",
+    "eval_sets",
+    "mine_sides",
+}
 
 
 def names() -> list[str]:

@@ -1,0 +1,239 @@
+"""What the three benchmarks of recipes share: runs of the product in processes of their own, at equal wall-clock time.
+
+A run is `eyas run` of a recipe in `configs/experiments`. A short run tells the pace of the machine; from it follows how
+many steps fill the minutes. Everything lies in one folder: a benchmark that was killed goes on where it was, since
+finished runs are read from their scorecards, the others resume from their checkpoints, and the pace is kept.
+"""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+
+from benchmarks.common import Options, say
+from benchmarks.eval_sets import data_folder
+from embedding.config import Config, load_config
+from embedding.files import fingerprint, read_json, write_json
+from launch.pipeline import Pipeline
+from train.plan import plan_stages
+from train.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+SAMPLED_STEPS = 256
+"""Batches whose tokens are counted to know those of a run."""
+SMOKE_STEPS = 3
+SMOKE = (
+    "data.sources=[{kind: parquet, path: $EYAS_DATA/pairs/snli_dev_test.parquet, query: query, positive: positive,"
+    " negative: negative, limit: 300}]",
+    "data.filters={}",
+    "suite.tasks=[sts/stsb_en-dev, classification/snips]",
+    "suite.max_rows=60",
+    "stages.0.batch_size=8",
+    "stages.0.max_tokens=32",
+    "teacher.max_tokens=32",
+    "tracking.log_every=1",
+    "compute.token_budget=1024",
+)
+"""A recipe so small that a test runs it; what it scores means nothing."""
+
+
+class RetentionProtocol(Config):
+    """`benchmarks.retention`."""
+
+    minutes: float
+    layers: dict[int, list[int]]
+
+
+class DecoderProtocol(Config):
+    """`benchmarks.decoder`."""
+
+    minutes: float
+
+
+class VersusProtocol(Config):
+    """`benchmarks.versus_st`."""
+
+    minutes: float
+    shares: list[float]
+    search_minutes: float
+    learning_rates: list[float]
+    batch_sizes: list[int]
+
+
+class Protocol(Config):
+    """What is fixed before the first run: `configs/experiments/protocol.yaml` explains the values."""
+
+    seeds: list[int] = Field(min_length=1)
+    pace_steps: int
+    retention: RetentionProtocol
+    decoder: DecoderProtocol
+    versus_st: VersusProtocol
+
+
+def protocol() -> Protocol:
+    """The protocol as committed."""
+    return load_config(Protocol, "experiments/protocol")
+
+
+def recipe_options(options: Options, fixed: Protocol, minutes: float) -> None:
+    """Add `--minutes`, `--seeds`, `--work` and `--smoke`; other values than the protocol's are for a first look."""
+    options.add_argument("--minutes", type=float, default=minutes, help="of each run (default: the protocol's)")
+    options.add_argument("--seeds", type=int, nargs="+", default=fixed.seeds, help="default: the protocol's")
+    options.add_argument("--work", type=Path, default=Path("runs/experiments"), help="runs, caches and logs")
+    options.add_argument("--smoke", action="store_true", help=f"{SMOKE_STEPS} steps, one small source, one seed")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a recipe trains on this machine."""
+
+    seconds_per_token: float
+    tokens_per_step: float
+    """Mean over the run's own batches."""
+    overhead: float
+    """Seconds of the training step besides its steps: building the student, measuring, a start in closed form."""
+    vector_seconds: float
+    """Of the teacher's pass over all texts."""
+
+    def steps(self, seconds: float) -> int:
+        """The steps that fill so many seconds of training.
+
+        Raises:
+            ValueError: not even one does.
+        """
+        steps = int((seconds - self.overhead) / (self.seconds_per_token * self.tokens_per_step))
+        if steps < 1:
+            raise ValueError(
+                f"{seconds:.0f} s are left for training, which begins after {self.overhead:.0f} s; give more --minutes"
+            )
+        return steps
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with changes, its runs and its cache in one folder."""
+
+    recipe: str
+    work: Path
+    settings: tuple[str, ...] = ()
+    smoke: bool = False
+
+    @classmethod
+    def of(cls, recipe: str, given: Namespace) -> "Experiment":
+        """The experiment in a folder of its own below `--work`: the time for vectors is then the time for all of them.
+
+        Raises:
+            SystemExit: EYAS_DATA names no folder.
+        """
+        data_folder()
+        work = given.work / (f"{recipe}-smoke" if given.smoke else recipe)
+        return cls(f"experiments/{recipe}", work.resolve(), SMOKE if given.smoke else (), given.smoke)
+
+    def with_settings(self, *settings: str) -> "Experiment":
+        """The same with further changes."""
+        return Experiment(self.recipe, self.work, (*self.settings, *settings), self.smoke)
+
+    def overrides(self, name: str, settings: Sequence[str] = ()) -> list[str]:
+        """What `eyas run` is given after the recipe."""
+        places = [f"output={self.work}", f"cache={self.work / 'cache'}", f"suite.folder={data_folder().resolve()}"]
+        return [f"name={name}", *places, *self.settings, *settings]
+
+    def command(self, command: str, name: str, *settings: str) -> Path:
+        """`eyas COMMAND RECIPE` in a process of its own, its output in NAME.log; returns the run's folder.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, "-m", "launch", command, self.recipe, *self.overrides(name, settings)]
+        log = self.work / f"{name}.log"
+        with log.open("a", encoding="utf-8") as out:
+            done = subprocess.run(words, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            end = log.read_text(encoding="utf-8", errors="replace")[-2_000:]
+            raise RuntimeError(f"eyas {command} {name} failed with exit code {done.returncode}:\n{end}")
+        return self.work / name
+
+    def pace(self, steps: int) -> Pace:
+        """The pace of a run of so many steps; kept, so that a benchmark that goes on plans the same steps."""
+        path = self.work / "paces" / f"{fingerprint([self.recipe, *self.settings, str(steps)])}.json"
+        if not path.is_file():
+            name = f"pace-{path.stem}"
+            steps = 2 * SMOKE_STEPS if self.smoke else steps
+            run = self.command("train", name, f"stages.0.steps={steps}")
+            write_json(path, self._measured(run, name, steps).__dict__)
+        return Pace(**read_json(path))
+
+    def _measured(self, run: Path, name: str, steps: int) -> Pace:
+        lines = steps_logged(run)
+        whole = read_json(run / "timings.json")
+        seconds = [line["seconds"] for line in lines]
+        later = lines[1:] or lines  # the first steps also fetch memory
+        per_token = sum(line["seconds"] for line in later) / sum(line["tokens"] for line in later)
+        vectors = read_json(run / "steps" / "embed.json")["result"]["vectors"]
+        share = vectors["computed"] / max(1, vectors["computed"] + vectors["reused"])  # below 1 after a kill
+        recipe = load_config(Recipe, self.recipe, [*self.overrides(name), f"stages.0.steps={steps}"])
+        pipeline = Pipeline(recipe, Console(quiet=True))
+        pipeline.run(until="tokenize")
+        sampler = plan_stages(recipe, pipeline.at.inputs)[0].sampler
+        tokens = fmean(float(sampler.batch(step).length_N.sum()) for step in range(SAMPLED_STEPS))
+        return Pace(per_token, tokens, whole["train"] - sum(seconds), whole["embed"] / max(share, 1e-9))
+
+    def finished(self, name: str, seed: int, steps: int, *settings: str) -> dict[str, Any]:
+        """The run's scorecard with `steps` and `train_seconds`; the run is done where it is not finished."""
+        run = self.command("run", name, f"seed={seed}", f"stages.0.steps={steps}", *settings)
+        card: dict[str, Any] = read_json(run / "scorecard.json")
+        if card["failed"]:
+            raise RuntimeError(f"{run}: tasks of the suite failed: {card['failed']}")
+        seconds = sum(line["seconds"] for line in steps_logged(run))
+        say(f"{name}: {steps} steps in {seconds:.0f} s, kept {card['means']['retention']:.4f}")
+        return {**card, "steps": steps, "train_seconds": seconds}
+
+
+def steps_logged(run: Path) -> list[dict[str, float]]:
+    """What the log says of each stretch of steps: its `seconds` and `tokens`, whatever process did it."""
+    found, before = [], 0
+    for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if "steps_per_s" in line:
+            seconds = (line["step"] - before) / line["steps_per_s"]
+            found.append({"seconds": seconds, "tokens": line["tokens_per_s"] * seconds})
+            before = line["step"]
+    return found
+
+
+def kept(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several seeds of one recipe: means and standard deviations of what was kept, and what stands beside them."""
+    shares = [card["means"]["retention"] for card in cards]
+    kinds = {kind: fmean(card["retention"][kind] for card in cards) for kind in cards[0]["retention"]}
+    worst = min(kinds, key=lambda kind: kinds[kind])
+    means = [card["means"]["task_type"] for card in cards]
+    untrained = [
+        fmean(of["untrained"] / of["teacher"] for of in card["kinds"].values() if of["teacher"] > 0) for card in cards
+    ]
+    return {
+        "retention": fmean(shares),
+        "sd": spread(shares),
+        "worst_kind": {"kind": worst, "retention": kinds[worst]},
+        "untrained": fmean(untrained),
+        "kinds": kinds,
+        "mean": {model: fmean(of[model] for of in means) for model in ("teacher", "untrained", "student")},
+        "recovered": fmean(card["means"]["recovered"] or 0.0 for card in cards),
+        "parameters": cards[0]["facts"]["parameters"],
+        "steps": [card["steps"] for card in cards],
+        "train_seconds": [card["train_seconds"] for card in cards],
+        "each": shares,
+    }
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation over seeds (n - 1); None for a single one."""
+    return stdev(values) if len(values) > 1 else None

@@ -1,0 +1,102 @@
+"""The benchmarks of recipes, at their smallest size: real runs of the product, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.recipes import Pace, kept, protocol, steps_logged
+from embedding.config import load_config
+from train.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def smoke(name: str, work: Path, *words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--work", str(work), *words]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.timeout(900)
+def test_a_decoder_is_measured_and_a_second_call_does_nothing_again(eyas_data: Path, tmp_path: Path) -> None:
+    found = smoke("decoder", tmp_path)
+    assert 0 < found["retention"] <= 1.5
+    assert found["sd"] is None
+    assert set(found["kinds"]) == {"sts", "classification"}
+    assert found["parameters"]["student"] <= 19_000_000
+    run = tmp_path / "decoder-smoke" / "decoder-s0"
+    trained = (run / "metrics.jsonl").stat().st_mtime_ns
+    again = smoke("decoder", tmp_path)
+    assert again["retention"] == found["retention"]
+    assert again["steps"] == found["steps"]
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == trained
+
+
+@pytest.mark.parametrize("name", ["retention", "versus", "decoder"])
+def test_the_recipes_are_valid_and_read_only_what_may_be_trained_on(eyas_data: Path, name: str) -> None:
+    recipe = load_config(Recipe, f"experiments/{name}", [f"suite.folder={eyas_data}"])
+    assert len(recipe.stages) == 1
+    for source in recipe.data.sources:
+        (path,) = source.files()  # type: ignore[union-attr]
+        assert path.is_file()
+        assert path.parent.name in {"pairs", "sentences"}
+    evaluated = {task.split("/")[0] for task in recipe.suite.tasks}
+    assert evaluated == {"sts", "classification", "pair_classification", "clustering", "retrieval", "reranking"}
+
+
+def test_the_steps_fill_the_seconds() -> None:
+    pace = Pace(seconds_per_token=1e-3, tokens_per_step=100.0, overhead=10.0, vector_seconds=0.0)
+    assert pace.steps(20.0) == 100
+    with pytest.raises(ValueError, match="give more --minutes"):
+        pace.steps(10.05)
+
+
+def test_the_log_gives_back_the_seconds_of_training(tmp_path: Path) -> None:
+    lines = [
+        {"step": 0, "eval/mean": 0.5},
+        {"step": 10, "steps_per_s": 5.0, "tokens_per_s": 100.0},
+        {"step": 20, "steps_per_s": 2.0, "tokens_per_s": 50.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert steps_logged(tmp_path) == [{"seconds": 2.0, "tokens": 200.0}, {"seconds": 5.0, "tokens": 250.0}]
+
+
+def test_seeds_are_summed_up() -> None:
+    def card(sts: float, retrieval: float) -> dict[str, Any]:
+        of = {"teacher": 0.8, "untrained": 0.2, "student": 0.4}
+        return {
+            "means": {"retention": (sts + retrieval) / 2, "recovered": 0.5, "task_type": of},
+            "retention": {"sts": sts, "retrieval": retrieval},
+            "kinds": {"sts": of, "retrieval": of},
+            "facts": {"parameters": {"teacher": 2, "student": 1}},
+            "steps": 3,
+            "train_seconds": 1.0,
+        }
+
+    found = kept([card(0.9, 0.7), card(1.0, 0.8)])
+    assert found["retention"] == pytest.approx(0.85)
+    assert found["sd"] == pytest.approx(0.1 / 2**0.5)
+    assert found["worst_kind"] == {"kind": "retrieval", "retention": pytest.approx(0.75)}
+    assert found["untrained"] == pytest.approx(0.25)
+
+
+def test_the_protocol_names_layers_of_the_teacher() -> None:
+    fixed = protocol()
+    assert {keep: len(layers) for keep, layers in fixed.retention.layers.items()} == {3: 3, 2: 2, 1: 1}
+    assert len(fixed.seeds) == 3
+
+
+@pytest.mark.timeout(900)
+def test_the_retention_of_a_depth_is_measured(eyas_data: Path, tmp_path: Path) -> None:
+    found = smoke("retention", tmp_path, "--layers", "1")
+    assert 0 < found["layers_1"] <= 1.5
+    assert found["sd"] == {"layers_1": None}
+    assert set(found["worst_kind"]["layers_1"]) == {"kind", "retention"}
+    assert 0 < found["untrained"]["layers_1"] <= 1.5
+    assert found["students"]["layers_1"]["steps"] == [3]
