@@ -21,7 +21,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi
@@ -59,12 +58,7 @@ class Unreadable(ValueError):
 
 
 # The hub's client derives its errors from those of its HTTP library, whichever that is.
-HUB_ERRORS: tuple[type[BaseException], ...] = (
-    HfHubHTTPError.__bases__[0],
-    OSError,
-    ValueError,
-    datasets.exceptions.DatasetsError,
-)
+HUB_ERRORS: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError, ValueError)
 
 Reader = Callable[[Path, Sequence[str]], Iterator[Record]]
 
@@ -223,6 +217,8 @@ def datasets_reader(split: str | None) -> Reader:
     """A reader of a folder written by `save_to_disk`; `split` picks one of a folder with several."""
 
     def read_folder(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+        import datasets
+
         try:
             data = datasets.load_from_disk(str(path))
         except (FileNotFoundError, NotADirectoryError, pa.ArrowException, json.JSONDecodeError) as error:
@@ -256,12 +252,14 @@ def read_hub(
 
 
 def _hub_rows(place: str, repository: str, **settings: str | None) -> Iterator[dict[str, Any]]:
+    import datasets
+
     read = 0
     try:
         for values in datasets.load_dataset(repository, streaming=True, **settings):
             yield values
             read += 1
-    except HUB_ERRORS as error:
+    except (*HUB_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{place}: cannot read row {read + 1} from the hub: {_line(error)}") from None
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partialmethod
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -55,6 +54,8 @@ def quiet() -> Iterator[None]:
     Silenced warnings are those that belong to mteb's protocol: its classifiers stop after 100 iterations, and a macro
     average over a class that is never predicted counts as zero.
     """
+    import datasets  # a training that does not evaluate begins without it
+
     bars = datasets.are_progress_bars_disabled()
     level = logging.getLogger("mteb").level
     start = tqdm.__init__

@@ -60,7 +60,7 @@ def lowered(memory: Memory, config: ComputeConfig) -> Memory:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the device at a large square matrix product: what a step could reach at best."""
-    size = 8_192 if device.type == "cuda" else 2_048
+    size = 8_192 if device.type == "cuda" else 1_024  # a CPU core takes a second for four products of 2,048
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(4):
@@ -81,6 +81,8 @@ def _sample(rows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
 def _fastest(student: Student, sample: Sequence[np.ndarray], longest: int) -> int:
     known = CANDIDATES.get(student.embedder.device.type, (4_096, 16_384))
     candidates = [budget for budget in known if budget >= longest] or [longest]
+    whole = longest * len(sample)  # a budget beyond it makes the same single chunk
+    candidates = [budget for budget, below in zip(candidates, [0, *candidates], strict=False) if below < whole]
     seconds: dict[int, float] = {}
     try:
         _forward_backward(student, sample, candidates[0])

@@ -44,6 +44,13 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_training_begins_without_what_only_other_steps_need() -> None:
+    heavy = {"datasets", "pandas", "mteb", "sklearn", "wandb", "faiss"}
+    code = f"import sys, launch.drive; print(*{heavy} & set(sys.modules))"
+    asked = subprocess.run([sys.executable, "-c", code], check=True, timeout=240, capture_output=True, text=True)
+    assert asked.stdout.strip() == ""
+
+
 @pytest.mark.parametrize("error", [ValueError("rows.jsonl:3: [text] is empty"), FileNotFoundError("no rows.jsonl")])
 def test_an_error_to_mend_is_one_message_and_exit_2(failing: Callable[..., None], error: Exception) -> None:
     failing(error)
