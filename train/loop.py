@@ -92,7 +92,8 @@ def train(
     """
     keep_freed_memory()
     join()
-    accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available())
+    log_with = "wandb" if recipe.tracking.wandb else None
+    accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available(), log_with=log_with)
     plans = plan_stages(recipe, inputs)
     check_prompts(plans, inputs.texts, student.embedder)
     check_widths(plans, student.embedder)

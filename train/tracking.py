@@ -31,6 +31,7 @@ class Tracker:
         """Of the whole run."""
         self._every = recipe.tracking.log_every
         self._main = accelerator.is_main_process
+        self._accelerator, self._tracked = accelerator, recipe.tracking.wandb and accelerator.is_main_process
         self._path = run / METRICS
         self._start, self._time, self._tokens, self._padded, self._since = start, time.perf_counter(), 0, 0, start
         self._console = Console(stderr=True, quiet=not self._main)
@@ -44,7 +45,8 @@ class Tracker:
             console=self._console,
         )
         self._task = self._progress.add_task("train", total=steps, completed=start, stage="", said="")
-        self._wandb: Any = _start_wandb(recipe, run) if recipe.tracking.wandb and self._main else None
+        if self._tracked:
+            _start_wandb(recipe, run, accelerator)
         if self._main:
             self._forget_after(start)
 
@@ -57,8 +59,9 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._console.is_terminal:
             self._progress.stop()  # elsewhere it would print an empty line
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if error is None else 1)
+        if self._tracked:
+            # Not accelerator.end_training(): it also parts the ranks, which still have a model to export together.
+            self._accelerator.get_tracker("wandb", unwrap=True).finish(exit_code=0 if error is None else 1)
 
     def say(self, text: str) -> None:
         """One line on the terminal."""
@@ -114,8 +117,8 @@ class Tracker:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if self._wandb is not None:
-            self._wandb.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
+        if self._tracked:
+            self._accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that will be done again, and a line that a kill cut short."""
@@ -132,17 +135,14 @@ class Tracker:
         write_text(self._path, "".join(kept))
 
 
-def _start_wandb(recipe: Recipe, run: Path) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError("tracking.wandb is true, but wandb is not installed: pip install 'eyas[wandb]'") from None
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+def _start_wandb(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
+    if not accelerator.log_with:  # Accelerate leaves out a tracker that is not there
+        raise ValueError("tracking.wandb is true, but wandb is not installed: pip install 'eyas[wandb]'")
     run.mkdir(parents=True, exist_ok=True)
-    return wandb.init(
-        project="eyas",
-        name=recipe.name,
-        dir=run.resolve(),  # its writer is one process for all runs of this one, in the folder where the first began
-        mode=mode,  # said each time: wandb remembers the environment of its first run in a process
-        config=recipe.model_dump(mode="json"),
-    )
+    settings = {
+        "name": recipe.name,
+        "dir": run.resolve(),  # its writer is one process for all runs of this one, in the folder where the first began
+        # Said each time: wandb remembers the environment of its first run in a process.
+        "mode": os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline"),
+    }
+    accelerator.init_trackers("eyas", recipe.model_dump(mode="json"), {"wandb": settings})
