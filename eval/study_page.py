@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -14,6 +15,10 @@ from eval.report import CSS, MARK
 from eval.study import Row, Study
 
 ROW_HEIGHT = 34
+AXIS_HEIGHT = 24
+"""Of the scale below a picture's rows."""
+TICKS = 6
+"""About so many numbers on a scale."""
 
 
 def terminal(found: Study) -> RenderableType:
@@ -63,8 +68,10 @@ def page(found: Study, recipe: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(found.name)} · eyas study</title><style>{style}\n"
-        "td,th{padding:4px 12px 4px 0;text-align:left;vertical-align:top}.wide{overflow-x:auto}"
-        ".wide svg text{fill:var(--ink);font-size:13px}</style></head>\n<body><main>"
+        "td,th{padding:4px 14px 4px 0;text-align:right;vertical-align:top;white-space:nowrap}"
+        "td:first-child,th:first-child,td:nth-child(5),th:nth-child(5){text-align:left}td:nth-child(5){white-space:normal}"
+        ".wide{overflow-x:auto}.wide svg text{fill:var(--ink);font-size:13px}"
+        ".wide svg .tick{fill:var(--soft);font-size:11px;text-anchor:middle}</style></head>\n<body><main>"
         f"<header>{MARK}<div><h1>{escape(found.name)}</h1><p>against {escape(found.baseline)}</p></div></header>"
         f"<section><h2>Differences from the baseline</h2><p>{escape(_caption(found))}</p>"
         f'<div class="card wide">{differences_svg(found.rows, found.baseline)}</div>{missing}</section>'
@@ -86,7 +93,8 @@ def differences_svg(rows: Sequence[Row], baseline: str) -> str:
     if not marks:
         return f"<p>nothing to compare with {escape(baseline)} yet</p>"
     reach = max(*(abs(middle) + half for _, middle, half, _ in marks), 0.1) * 1.1
-    shapes = [f'<line x1="560" x2="560" y1="0" y2="{ROW_HEIGHT * len(marks)}" stroke="var(--faint)"/>']
+    shapes = _scale(-reach, reach, 230, 890, len(marks), sign=True)
+    shapes.append(f'<line x1="560" x2="560" y1="0" y2="{ROW_HEIGHT * len(marks)}" stroke="var(--faint)"/>')
     for k, (name, middle, half, sentence) in enumerate(marks):
         y = ROW_HEIGHT * (k + 0.5)
         left, at, right = (560 + 330 * x / reach for x in (middle - half, middle, middle + half))
@@ -96,7 +104,7 @@ def differences_svg(rows: Sequence[Row], baseline: str) -> str:
             f'stroke="var({colour})" stroke-width="3"/><circle cx="{at:.1f}" cy="{y}" r="6" fill="var({colour})"/>'
             f'<text x="0" y="{y + 4}">{escape(name)}: {middle:+.1f} ± {half:.1f}</text></g>'
         )
-    return _svg(shapes, ROW_HEIGHT * len(marks), "differences from the baseline")
+    return _svg(shapes, len(marks), "differences from the baseline")
 
 
 def scores_svg(rows: Sequence[Row]) -> str:
@@ -106,7 +114,7 @@ def scores_svg(rows: Sequence[Row]) -> str:
     low, high = min(scores), max(scores)
     room = 0.1 * (high - low) or 0.01
     low, high = low - room, high + room
-    shapes = []
+    shapes = _scale(100 * low, 100 * high, 240, 890, len(scored))
     for k, row in enumerate(scored):
         y = ROW_HEIGHT * (k + 0.5)
         middle = 240 + 650 * (row.mean - low) / (high - low)
@@ -118,10 +126,25 @@ def scores_svg(rows: Sequence[Row]) -> str:
                 f'<circle cx="{at:.1f}" cy="{y}" r="5" fill="var(--student)" fill-opacity="0.7">'
                 f"<title>seed {seed}: {100 * score:.2f}</title></circle>"
             )
-    return _svg(shapes, ROW_HEIGHT * len(scored), "scores of every training")
+    return _svg(shapes, len(scored), "scores of every training")
 
 
-def _svg(shapes: Sequence[str], height: int, label: str) -> str:
+def _scale(low: float, high: float, left: float, right: float, rows: int, *, sign: bool = False) -> list[str]:
+    """Numbers from `low` to `high` below so many rows, at round distances, each with a thin line up."""
+    step = 10.0 ** math.floor(math.log10((high - low) / TICKS))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= TICKS)
+    digits = max(0, -math.floor(math.log10(step)))
+    bottom, shapes = ROW_HEIGHT * rows, []
+    for number in range(math.ceil(low / step), math.floor(high / step) + 1):
+        x = left + (right - left) * (number * step - low) / (high - low)
+        shown = f"{number * step:{'+' if sign and number else ''}.{digits}f}"
+        shapes.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}" stroke="var(--line)"/>')
+        shapes.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}">{shown}</text>')
+    return shapes
+
+
+def _svg(shapes: Sequence[str], rows: int, label: str) -> str:
+    height = ROW_HEIGHT * rows + AXIS_HEIGHT
     return f'<svg viewBox="0 0 900 {height}" role="img" aria-label="{escape(label)}">{"".join(shapes)}</svg>'
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from eval.scorecard import Scorecard
 from eval.study import Study, Trial, study
-from eval.study_page import markdown, page, table_csv
+from eval.study_page import differences_svg, markdown, page, scores_svg, table_csv
 
 ITEMS = 400
 
@@ -61,6 +61,17 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         assert verdict is not None
         held += abs(verdict.difference - 0.01) <= verdict.half
     assert held >= 54  # 95 % of 60 is 57; fewer than 54 is a chance of 1 in 50
+
+
+def test_the_pictures_have_a_scale_of_round_numbers() -> None:
+    found = compared(base=trials(0, 3), better=trials(0.05, 3, draw=5))
+    for picture in (differences_svg(found.rows, "base"), scores_svg(found.rows)):
+        numbers = [float(shown) for shown in re.findall(r'class="tick" x="[\d.]+" y="\d+">([^<]+)<', picture)]
+        assert 2 <= len(numbers) <= 7
+        assert len(set(np.diff(numbers).round(6))) == 1
+    assert 0 in [
+        float(shown) for shown in re.findall(r'class="tick"[^>]+>([^<]+)<', differences_svg(found.rows, "base"))
+    ]
 
 
 def test_one_seed_says_what_it_does_not_know() -> None:
