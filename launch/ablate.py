@@ -26,10 +26,11 @@ from embedding.config import Config, dump_config, load_config
 from embedding.files import fingerprint, read_json, write_text
 from eval.study import Study, Trial, study
 from eval.study_page import markdown, page, table_csv
-from launch.engine import Engine, python_words
+from launch.engine import TASK_FAILED, Engine, engine_module, python_words
+from launch.local import check as check_here
 from launch.queue import queued
 from launch.runs import holder, read_run
-from launch.slurm import submit_array
+from launch.slurm import check_cluster, submit_array
 from train.recipe import Recipe
 
 WAIT_SECONDS = 2.0
@@ -141,14 +142,37 @@ class Ablation:
 
     # ------------------------------------------------------------------------------------------------------ running
 
+    def check(self, engine: Engine, jobs: int) -> None:
+        """Refuse for the whole study what would be refused for each of its runs.
+
+        Raises:
+            ValueError: no such engine, or not one for studies, or it has fewer GPUs, nodes or time.
+        """
+        if engine.on is None:
+            return
+        engine_module(engine)
+        if engine.on == "ray":
+            raise ValueError("--on ray: its actors embed and do not train; a study runs --on local or --on slurm")
+        if engine.port is not None and jobs > 1:
+            raise ValueError(f"--port {engine.port}: {jobs} runs at the same time cannot share a port; leave it out")
+        if engine.on == "local":
+            check_here(engine)
+        elif not engine.dry_run:
+            check_cluster(engine)
+
     def start(self, engine: Engine, jobs: int) -> bool:
         """Do what is not finished; returns whether the result is there to be looked at (else it waits in a queue).
 
         A run that fails is noted and the others go on.
+
+        Raises:
+            ValueError: the engine is none, or cannot do what is asked; nothing was started or submitted.
         """
+        due = [run for run in self.runs if not run.done]
+        if due:
+            self.check(engine, jobs)
         for run in self.runs:
             write_text(run.config, dump_config(run.recipe))
-        due = [run for run in self.runs if not run.done]
         self.say(f"{len(self.runs)} runs in {self.folder}: {len(self.runs) - len(due)} finished before")
         if engine.on == "slurm":
             return self._submit(due, engine, jobs)
@@ -240,6 +264,7 @@ class Ablation:
         took = time.perf_counter() - begun
         if code:
             last = (log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"])[-1]
+            last = "a task of its evaluation failed" if code == TASK_FAILED else last
             self.failed.setdefault(run.variant, {})[run.seed] = f"{what} ended with code {code}: {last} ({log})"
             self.say(f"{run.recipe.name}: {what} failed after {took:.0f} s: {last}")
         else:

@@ -132,7 +132,8 @@ def demo(overrides: Overrides = None, resume: Resume = True) -> None:
 def run(config: ConfigName, engine: Engine, overrides: Overrides = None, resume: Resume = True) -> None:
     """Run a recipe from text to model: prepare, embed, tokenize, train, export, evaluate, report.
 
-    A step whose inputs did not change since it finished is skipped.
+    A step whose inputs did not change since it finished is skipped. Exit code 3: all is done, but a task of the
+    evaluation failed.
 
     [bold]Examples[/]
 

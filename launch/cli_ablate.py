@@ -42,6 +42,7 @@ def ablate(
 
     study = Ablation(Path(find_config(file)), say)
     if engine.dry_run:
+        study.check(engine, jobs)
         for run in study.runs:
             say(f"{run.folder}: {study.variants[run.variant]} seed {run.seed}" + (" (finished)" if run.done else ""))
         return

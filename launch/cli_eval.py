@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from launch.engine import TASK_FAILED
+
 if TYPE_CHECKING:
     from embedding.embedder import Embedder
     from eval.evaluate import Scores
     from eval.suite import Suite
-
-TASK_FAILED = 3
-"""Exit code of an evaluation that finished, but in which a task failed."""
 
 Model = Annotated[
     str,
@@ -84,7 +83,9 @@ def evaluate(
                 f"{model} is a recipe, whose suite and teacher stand in it (suite=NAME changes it); "
                 "--suite, --against and --out go with a model"
             )
-        code = _evaluate_recipe(model, overrides or [])
+        from launch.drive import drive
+
+        code = drive(model, overrides or [], "evaluate")
     else:
         code = _evaluate_model(model, suite or "docstrings", overrides or [], against, out, cache)
     if code:
@@ -164,18 +165,6 @@ def compare(
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _evaluate_recipe(recipe: str, overrides: list[str]) -> int:
-    from embedding.config import load_config
-    from embedding.files import read_json
-    from launch.drive import drive
-    from train.recipe import Recipe
-
-    code = drive(recipe, overrides, "evaluate")
-    config = load_config(Recipe, recipe, overrides)
-    card = config.output / config.name / "scorecard.json"
-    return code or (TASK_FAILED if card.is_file() and read_json(card)["failed"] else 0)
 
 
 def _evaluate_model(

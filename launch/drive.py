@@ -11,15 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
-import datasets
 from rich.console import Console
 from transformers.utils import logging
 
 from data_prep.units import launched_share
 from embedding.config import load_config
+from embedding.files import read_json
 from embedding.memory import keep_freed_memory
+from launch.engine import TASK_FAILED
 from launch.logs import rank_log
 from launch.pipeline import Pipeline, Step
 from launch.runs import RunRecord, hold, redacted, refuse_secrets
@@ -52,14 +54,14 @@ def drive(
 ) -> int:
     """Run a recipe up to a step, together with the other ranks where a launcher started several.
 
-    Returns the exit code: 0, or `STOPPED`, or 1 on a rank whose rank 0 failed.
+    Returns the exit code: 0, or `TASK_FAILED`, or `STOPPED`, or 1 on a rank whose rank 0 failed.
 
     Raises:
         ValueError: something the user can mend.
     """
     keep_freed_memory()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal belongs to the steps
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets takes seconds to import: not for this
     recipe = load_config(Recipe, config, overrides)
     refuse_secrets(recipe.model_dump(mode="json"))
     join()
@@ -83,6 +85,7 @@ def drive(
             work = pipeline(recipe, Console(), resume=resume, queries=queries, on_work=on_work)
             with _recorded(record, work) if rank() == 0 else contextlib.nullcontext():
                 work.run(until)
+            code = TASK_FAILED if rank() == 0 and until in ("evaluate", "report") and _task_failed(folder) else 0
             leave()
     except Preempted as stop:
         main = rank() == 0
@@ -93,7 +96,13 @@ def drive(
     except MainFailed:
         time.sleep(GRACE)
         return 1
-    return 0
+    return code
+
+
+def _task_failed(folder: Path) -> bool:
+    """Whether the scorecard of a run, where it has one, lacks a task that could not be evaluated."""
+    card = folder / "scorecard.json"
+    return card.is_file() and bool(read_json(card)["failed"])
 
 
 @contextlib.contextmanager

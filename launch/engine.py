@@ -11,11 +11,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from embedding.config import CONFIGS, find_config, read_yaml, suggest
 
 ENGINES = {"local": "launch.local", "slurm": "launch.slurm", "ray": "launch.on_ray"}
 """A module with `run(job, engine) -> exit code` for each name of --on."""
+TASK_FAILED = 3
+"""Exit code of a job that did all it should, but a task of its evaluation failed."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,21 @@ def launch(job: Job, engine: Engine) -> int:
     Raises:
         ValueError: there is no such engine, or it cannot do what is asked; nothing was started or submitted.
     """
+    code: int = engine_module(engine).run(job, engine)
+    return code
+
+
+def engine_module(engine: Engine) -> Any:
+    """The module that runs jobs on the engine asked for.
+
+    Raises:
+        ValueError: there is no such engine, or GPUs and CPUs are both asked for.
+    """
     if engine.on not in ENGINES:
         raise ValueError(f"--on {engine.on}: no such engine{suggest(str(engine.on), list(ENGINES))}")
     if engine.gpus and engine.procs:
         raise ValueError("--gpus and --procs exclude each other: a process for each GPU, or processes on CPUs")
-    code: int = importlib.import_module(ENGINES[engine.on]).run(job, engine)
-    return code
+    return importlib.import_module(ENGINES[engine.on])
 
 
 def accelerate_environment(name: str) -> dict[str, str]:

@@ -8,10 +8,10 @@ import time
 
 from rich.console import Console
 
-from launch.engine import Engine, Job, assignments, check_port
+from launch.engine import TASK_FAILED, Engine, Job, assignments, check_port
 
 REFUSED, STOPPED, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
-"""Exit codes after which a job does not begin again: the user mends it, or starts it again."""
+"""Exit codes after which a job does not begin again, beside `TASK_FAILED`: the user mends it, or starts it again."""
 GRACE = "600"
 """Seconds that ranks have for their checkpoint when the whole job is asked to stop."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -35,28 +35,20 @@ def run(job: Job, engine: Engine) -> int:
     Raises:
         ValueError: it has fewer GPUs, the port is in use, or several machines are asked for.
     """
-    if engine.nodes > 1:
-        raise ValueError(f"--nodes {engine.nodes}: --on local is this machine alone; several need --on slurm")
-    for name in ("time", "partition", "sbatch"):
-        if getattr(engine, name):
-            raise ValueError(f"--{name} is for --on slurm")
+    check(engine)
     environment = {**engine.environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE}
     # torchrun sets it to 1 where it is not set, which leaves most of a CPU machine idle.
     environment["OMP_NUM_THREADS"] = os.environ.get(
         "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // engine.ranks))
     )
     words = torchrun_words(job, engine)
-    if engine.port is not None:
-        check_port(engine.port)
-    if engine.gpus:
-        _check_gpus(engine.gpus)
     if engine.dry_run:
         sys.stdout.write(f"{assignments(environment)} torchrun {shlex.join(words)}\n")
         return 0
     os.environ.update(environment)
     for attempt in range(engine.restarts + 1):
         code, said = _attempt(words)
-        if code in (0, REFUSED, STOPPED, INTERRUPTED):
+        if code in (0, REFUSED, TASK_FAILED, STOPPED, INTERRUPTED):
             return code
         console.print(f"{time.strftime('%H:%M:%S')} {said}; the others were ended", style="yellow", soft_wrap=True)
         if attempt < engine.restarts:
@@ -64,6 +56,23 @@ def run(job: Job, engine: Engine) -> int:
             console.print(f"starting again from the newest checkpoint: {left}", style="yellow", soft_wrap=True)
     console.print("[bold red]error:[/] no restart is left (--restarts); finished steps and checkpoints are kept")
     return 1
+
+
+def check(engine: Engine) -> None:
+    """Find what this machine cannot do before anything is started.
+
+    Raises:
+        ValueError: it has fewer GPUs, the port is in use, or an option means nothing here.
+    """
+    if engine.nodes > 1:
+        raise ValueError(f"--nodes {engine.nodes}: --on local is this machine alone; several need --on slurm")
+    for name in ("time", "partition", "sbatch"):
+        if getattr(engine, name):
+            raise ValueError(f"--{name} is for --on slurm")
+    if engine.port is not None:
+        check_port(engine.port)
+    if engine.gpus:
+        _check_gpus(engine.gpus)
 
 
 def _check_gpus(wanted: int) -> None:

@@ -1,6 +1,7 @@
 """The steps of a run, from text to report: what each is made from, what it does, where its result lies.
 
-What only the evaluation needs is imported there: mteb takes seconds on every rank, and a training begins without it.
+What only the evaluation needs is imported there: mteb and scipy take seconds on every rank, and a training begins
+without them.
 """
 
 import shutil
@@ -23,7 +24,6 @@ from embedding.files import fingerprint, new_folder, sha256_file, write_json, wr
 from embedding.instruction import Template
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
-from launch.card import write_card
 from launch.mining import mine_negatives
 from launch.prepared import card, prepare_data, prepared_facts
 from launch.runs import keep_finished
@@ -345,6 +345,7 @@ class Pipeline:
 
         def work() -> Result:
             from eval.report import write_report
+            from launch.card import write_card
 
             outputs = [str(write_report(self.at.folder))]
             if self.at.model.is_dir():

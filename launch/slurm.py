@@ -184,14 +184,15 @@ def _tasks(tasks: Sequence[Sequence[str]]) -> list[str]:
 
 def _attempts(restarts: int, logs: Path) -> list[str]:
     return [
-        "# 0: done. 2: refused, the message says what to mend. 75: asked to stop, with a checkpoint (138: too early).",
+        "# 0: done; 3: too, but a task of the evaluation failed. 2: refused, the message says what to mend.",
+        "# 75: asked to stop, with a checkpoint (138: too early).",
         "# Anything else: a process died; begin again from the newest checkpoint, a bounded number of times.",
         f"for restart in $(seq 0 {restarts}); do",
         '  attempt "${command[@]}"',
         "  code=$?",
         '  [ $code = 0 ] || code=$(cat "$FIRST" 2>/dev/null || echo $code)',
         "  case $code in",
-        "    0 | 2) exit $code ;;",
+        "    0 | 2 | 3) exit $code ;;",
         '    75 | 138) echo "asked to stop: queued again"; scontrol requeue "$SLURM_JOB_ID"; exit 0 ;;',
         "  esac",
         f'  echo "attempt ended with code $code, after $restart of {restarts} restarts; see {logs}" >&2',

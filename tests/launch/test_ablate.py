@@ -110,6 +110,23 @@ def test_a_wrong_study_is_refused_before_anything_starts(place: Path, changes: d
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--on", "locl"], "no such engine; did you mean 'local'"),
+        (["--on", "locl", "--dry-run"], "no such engine; did you mean 'local'"),
+        (["--on", "ray"], "a study runs --on local or --on slurm"),
+        (["--on", "local", "--gpus", "99"], "--gpus 99: this machine has"),
+        (["--on", "local", "--procs", "2", "--port", "29500", "--jobs", "2"], "cannot share a port"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused_once_for_all_runs(place: Path, words: list[str], said: str) -> None:
+    result = eyas("ablate", "study.yaml", *words)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+    assert not Path("runs").exists()
+
+
 def test_a_grid_is_every_combination(place: Path) -> None:
     write(variants={}, grid={"stages.0.learning_rate": [1e-4, 1e-3], "stages.0.batch_size": [4, 8]}, seeds=[0, 1])
     study = Ablation(Path("study.yaml"), print)

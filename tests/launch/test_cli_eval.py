@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding.files import read_json
 from launch.cli_eval import is_recipe
 from tests.launch.conftest import INSTRUCTION, eyas, questions_and_answers, write_rows
 
@@ -52,6 +53,15 @@ def test_a_failed_task_is_reported_the_others_run_and_the_exit_code_says_so(eval
     cells = json.loads(compared.stdout)["tasks"]["sts/good"]["runs"]
     assert cells["again.json"]["difference"] == 0
     assert cells["again.json"]["noise"]
+
+
+def test_a_run_says_by_its_exit_code_that_a_task_failed(evaluation: Path, finished: Path) -> None:
+    words = ("run", "mine.yaml", "name=partly", f"suite.folder={evaluation}")
+    for _ in ("the work", "nothing is left to do, and it is said again"):
+        result = eyas(*words)
+        assert result.exit_code == 3, result.output
+    assert read_json(Path("runs/partly/run.json"))["state"] == "done"
+    assert Path("runs/partly/report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,11 @@ def test_a_job_asked_to_stop_and_one_refused_do_not_begin_again(finished: Path) 
 
 def test_two_jobs_on_one_run_folder_are_refused(finished: Path) -> None:
     with hold(RUN):
-        result = eyas("run", "mine.yaml")
-    assert result.exit_code == 2
-    assert f"process {os.getpid()} on {socket.gethostname()}" in result.stderr
-    assert "eyas cancel tiny" in result.stderr
+        second = start("run", "mine.yaml")
+        said, _ = second.communicate(timeout=240)
+    assert second.returncode == 2
+    assert f"process {os.getpid()} on {socket.gethostname()}" in said
+    assert "eyas cancel tiny" in said
     assert eyas("run", "mine.yaml").exit_code == 0
 
 

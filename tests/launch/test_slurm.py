@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from embedding.files import read_json
 from launch.engine import Engine
@@ -19,12 +20,6 @@ from tests.launch.conftest import RUN, eyas
 ROOT = Path(__file__).parents[2]
 
 # ----------------------------------------------------------------------------------------------------- without a Slurm
-
-
-@pytest.fixture
-def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name: None if name in ("sbatch", "squeue") else real(name))
 
 
 def test_a_dry_run_prints_scripts_that_bash_accepts(finished: Path) -> None:
@@ -73,10 +68,18 @@ def test_embedding_on_slurm_is_an_array_of_single_processes(finished: Path) -> N
     assert "WORLD_SIZE" not in embed, "tasks of the array know nothing of each other"
 
 
-def test_no_slurm_on_the_path_is_said(finished: Path, no_slurm: None) -> None:
-    result = eyas("train", "mine.yaml", "name=new", "--on", "slurm")
-    assert result.exit_code == 2
-    assert "no sbatch on the path" in result.stderr
+@pytest.mark.parametrize(
+    "words", [("train", "mine.yaml", "name=new"), ("ablate", "study.yaml")], ids=["train", "ablate"]
+)
+def test_no_slurm_on_the_path_is_said(finished: Path, words: tuple[str, ...]) -> None:
+    study = {"name": "new", "base": "mine.yaml", "variants": {"a": {}, "b": {"seed": 3}}}
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    Path("empty").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": str(Path("empty").resolve())}
+    command = [sys.executable, "-m", "launch", *words, "--on", "slurm"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert result.returncode == 2, result.stderr
+    assert "no sbatch on the path; run it on a login node of the cluster, or use --on local" in result.stderr
     assert not Path("runs/new").exists()
 
 
