@@ -68,7 +68,7 @@ def page(found: Study, recipe: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(found.name)} · eyas study</title><style>{style}\n"
-        "td,th{padding:4px 14px 4px 0;text-align:right;vertical-align:top;white-space:nowrap}"
+        "td,th{padding:4px 10px 4px 0;font-size:12px;text-align:right;vertical-align:top;white-space:nowrap}"
         "td:first-child,th:first-child,td:nth-child(5),th:nth-child(5){text-align:left}td:nth-child(5){white-space:normal}"
         ".wide{overflow-x:auto}.wide svg text{fill:var(--ink);font-size:13px}"
         ".wide svg .tick{fill:var(--soft);font-size:11px;text-anchor:middle}</style></head>\n<body><main>"
