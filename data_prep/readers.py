@@ -254,12 +254,13 @@ def read_hub(
 def _hub_rows(place: str, repository: str, **settings: str | None) -> Iterator[dict[str, Any]]:
     import datasets
 
+    errors: tuple[type[BaseException], ...] = (*HUB_ERRORS, datasets.exceptions.DatasetsError)
     read = 0
     try:
         for values in datasets.load_dataset(repository, streaming=True, **settings):
             yield values
             read += 1
-    except (*HUB_ERRORS, datasets.exceptions.DatasetsError) as error:
+    except errors as error:
         raise ValueError(f"{place}: cannot read row {read + 1} from the hub: {_line(error)}") from None
 
 
