@@ -20,7 +20,7 @@ import pyarrow as pa
 from data_prep.clean import normal_form, order
 from data_prep.examine import Examined, Shared, batches, examine
 from data_prep.filters import FilterConfig
-from data_prep.near_duplicates import BANDS, candidates, representatives, similarities
+from data_prep.near_duplicates import BANDS, NUMBER, candidates, representatives, similarities
 from data_prep.rows import Numbered, Row
 from data_prep.tables import EXAMPLES, TEXTS, Ragged, write_table
 
@@ -147,16 +147,26 @@ class Selection:
         self.fate_M[rows[again]] = fate
         self.of_M[rows[again]] = rows[first[inverse[again]]]
 
-    def drop_near_duplicates(self, threshold: float) -> dict[str, int]:
+    def drop_near_duplicates(self, threshold: float, compared: np.ndarray) -> dict[str, int]:
         """Drop every example whose query and positives are each nearly an earlier example's; returns what was found.
 
         Texts that are near each other also share a digest from then on, so that what is held out keeps its
-        near-duplicates from training too.
+        near-duplicates from training too. Texts whose numbers differ are not near each other: `chapter 3`, `chapter 4`.
+
+        Args:
+            compared: of each source, whether its rows are compared: bool [sources].
         """
         bands = self.assembly.folder.glob("band-*")
-        distinct = np.flatnonzero(self.first_T == np.arange(len(self.first_T)))
+        counts = np.asarray(self.assembly.counts, dtype=np.int64)
+        distinct = np.flatnonzero(
+            (self.first_T == np.arange(len(self.first_T))) & np.repeat(compared[self.sources_M], counts)
+        )
         pairs = candidates(np.fromfile(path, dtype=np.uint64)[distinct] for path in sorted(bands))
-        similar = similarities(pairs, lambda rows: [normal_form(text) for text in self.spill.texts(distinct[rows])])
+        similar = similarities(
+            pairs,
+            lambda rows: [normal_form(text) for text in self.spill.texts(distinct[rows])],
+            NUMBER.findall,
+        )
         close = pairs[similar >= threshold]
         near_T = np.arange(len(self.first_T))
         near_T[distinct] = distinct[representatives(len(distinct), close)]

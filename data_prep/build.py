@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -29,8 +30,10 @@ from data_prep.sources import DocstringsSource, HubSource, Source, numbered_rows
 from embedding.config import Config
 from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same sources would give other tables; part of the fingerprint."""
+SHORT = "short texts that equal an evaluation text"
+"""Fact of a source: how many of its texts stay for being short (`DecontaminationConfig.least_chars`)."""
 SHOWN_EVERY = 500
 """Rows between two steps of the progress bar."""
 
@@ -136,6 +139,7 @@ def _build(
             for found in examined(intake.batches(), shared):
                 part = intake.parts[found.source]
                 part.removed.update(found.removed)
+                part.short[SHORT] += found.short
                 for number, place, reason, detail, row in found.dropped:
                     drops.add(names[found.source], number, place, reason, detail, row)
                     part.dropped[reason] += 1
@@ -143,7 +147,8 @@ def _build(
         selection = assembly.freeze()
         near = None
         if config.near_duplicates is not None:
-            near = selection.drop_near_duplicates(config.near_duplicates.threshold)
+            compared = np.array([source.near_duplicates for source in sources])
+            near = selection.drop_near_duplicates(config.near_duplicates.threshold, compared)
         pairs = {
             source.title(): selection.hold_out(code, config.heldout.share, config.heldout.documents)
             for code, source in enumerate(sources)
@@ -193,12 +198,14 @@ class _Part(NamedTuple):
     dropped: Counter[str]
     """By what looked at usable rows."""
     removed: Counter[str]
+    short: Counter[str]
     extra: dict[str, int]
 
     def facts(self) -> dict[str, Any]:
         """As the summary has it."""
         dropped = self.tally.dropped + self.dropped
-        return {**self.extra, "rows": self.tally.read, "dropped": dict(dropped), "places": dict(self.tally.places)}
+        places = dict(self.tally.places)
+        return {**self.extra, **+self.short, "rows": self.tally.read, "dropped": dict(dropped), "places": places}
 
 
 class _Intake:
@@ -206,7 +213,7 @@ class _Intake:
 
     def __init__(self, config: DataConfig, sources: Sequence[Source], drops: Drops, display: Progress) -> None:
         self.config, self.sources, self.drops, self.display = config, sources, drops, display
-        self.parts = [_Part(Tally(), Counter(), Counter(), {}) for _ in sources]
+        self.parts = [_Part(Tally(), Counter(), Counter(), Counter(), {}) for _ in sources]
         self.docstrings: dict[str, list[Docstring]] = {}
 
     def batches(self) -> Iterator[Batch]:

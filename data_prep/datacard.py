@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from data_prep.build import DataConfig
+from data_prep.build import SHORT, DataConfig
 from data_prep.tables import Examples, Texts, Tokens
 from embedding.files import read_manifest, write_text
 
@@ -92,6 +92,8 @@ def _overview(summary: Mapping[str, Any], lengths_N: np.ndarray, unit: str) -> T
     ]
     if summary.get("evaluation texts") is not None:
         rows.append(["distinct evaluation texts compared with", summary["evaluation texts"]])
+    if short := sum(part.get(SHORT, 0) for part in summary["sources"].values()):
+        rows.append([f"{SHORT} and stay", short])
     rows += [[f"single texts removed: {reason}", count] for reason, count in summary.get("removed", {}).items()]
     rows += [[f"near-duplicates: {what}", count] for what, count in (summary.get("near-duplicates") or {}).items()]
     rows += [["left out for its licence", name] for name in summary.get("left out for their licence", [])]

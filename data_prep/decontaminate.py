@@ -2,7 +2,7 @@
 
 Three tests, on normal forms (`data_prep.clean`):
 
-    exact   the same text
+    exact   the same text, unless it is so short that equal texts say nothing (a name, an answer of one word)
     runs    of either text, at least a share lies in runs of 30 characters that stand in the other (12 in scripts
             without spaces): a passage inside a document, a document cut differently
     near    Jaccard similarity of the runs of 5 characters, as for near-duplicates: short texts with a word changed
@@ -48,6 +48,9 @@ class DecontaminationConfig(Config):
     """Of the shorter way to look at it: so much of either text in common long runs."""
     threshold: float = Field(default=0.8, ge=0.5, le=1.0)
     """Least Jaccard similarity of a near match."""
+    least_chars: int = Field(default=15, ge=0)
+    """A training text that is shorter (in normal form; a character of a script without spaces counts twice) repeats
+    nothing: `Paris` as an answer here and there gives no test away. Those that equal an evaluation text are counted."""
 
 
 class EvaluationTexts(NamedTuple):
@@ -137,8 +140,8 @@ class EvaluationIndex:
     def _texts(self) -> pa.Table:
         return pa.ipc.open_file(pa.memory_map(str(self.folder / "texts.arrow"))).read_all()
 
-    def match(self, normal: Sequence[str], digests_N: np.ndarray, bands_NB: np.ndarray) -> dict[int, Match]:
-        """The texts of a batch that repeat an evaluation text.
+    def match(self, normal: Sequence[str], digests_N: np.ndarray, bands_NB: np.ndarray) -> tuple[dict[int, Match], int]:
+        """The texts of a batch that repeat an evaluation text, and how many equal one but are too short to count.
 
         Args:
             normal: normal forms.
@@ -147,14 +150,19 @@ class EvaluationIndex:
         """
         found: dict[int, Match] = {}
         if not len(self.exact) or not normal:
-            return found
-        for row, other in zip(*_lookup(self.exact, self.exact_of, digests_N), strict=True):
-            found.setdefault(row, self._say(_EXACT, other))
+            return found, 0
+        short = {row for row, text in enumerate(normal) if _is_short(text, self.config.least_chars)}
+        at, others = _lookup(self.exact, self.exact_of, digests_N)
+        for row, other in zip(at.tolist(), others.tolist(), strict=True):
+            if row not in short:
+                found.setdefault(row, self._say(_EXACT, other))
         for row, other in self._in_runs(normal):
-            found.setdefault(row, self._say(_RUNS, other))
+            if row not in short:
+                found.setdefault(row, self._say(_RUNS, other))
         for row, other in self._near(normal, bands_NB):
-            found.setdefault(row, self._say(_NEAR, other))
-        return found
+            if row not in short:
+                found.setdefault(row, self._say(_NEAR, other))
+        return found, len(short.intersection(at.tolist()))
 
     def _say(self, how: str, row: int) -> Match:
         return Match(how, str(self._texts["task"][row]), str(self._texts["text"][row])[:SHOWN_CHARS])
@@ -190,6 +198,13 @@ class EvaluationIndex:
 
         close = similarities(pairs_C2 + np.array([0, offset]), texts) >= self.config.threshold
         return [(row, other) for row, other in pairs_C2[close].tolist()]
+
+
+def _is_short(normal: str, least: int) -> bool:
+    if len(normal) >= least:
+        return False
+    unspaced = sum(any(low <= code <= high for low, high in _UNSPACED) for code in map(ord, normal))
+    return len(normal) + unspaced < least
 
 
 def text_runs(normal: Sequence[str], stride: int = 1) -> tuple[np.ndarray, np.ndarray]:

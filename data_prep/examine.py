@@ -79,6 +79,8 @@ class Examined(NamedTuple):
     dropped: list[Dropped]
     removed: dict[str, int]
     """Single texts that went while their row stays, by reason."""
+    short: int
+    """Texts that equal an evaluation text, too short for that to count."""
 
 
 def batches(
@@ -113,8 +115,9 @@ def examine(batch: Batch, shared: Shared, index: EvaluationIndex | None = None) 
     normals = [normal_form(text) for text in texts]
     digests_T = np.fromiter(map(digest_normal, normals), dtype=np.uint64, count=len(texts))
     bands_TB = band_hashes(normals) if shared.bands or index else np.zeros((len(texts), 0), np.uint64)
+    short = 0
     if index is not None:
-        matches = index.match(normals, digests_T, bands_TB)
+        matches, short = index.match(normals, digests_T, bands_TB)
         kept, stays = _without(kept, matches, dropped, removed)
         texts = [text for text, stay in zip(texts, stays, strict=True) if stay]
         digests_T, bands_TB = digests_T[stays], bands_TB[stays]
@@ -140,6 +143,7 @@ def examine(batch: Batch, shared: Shared, index: EvaluationIndex | None = None) 
         bands_TB if shared.bands else bands_TB[:, :0],
         dropped,
         {reason: count for reason, count in removed.items() if count},
+        short,
     )
 
 

@@ -7,8 +7,9 @@ band in memory at a time. Both are plain functions over arrays, so a cluster can
 Shapes: N texts, B bands, C candidate pairs.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +22,7 @@ BANDS, ROWS = 20, 5
 Ullman, Mining of Massive Datasets, 3.4): 0.9997 at 0.8, 0.97 at 0.7, 0.19 at 0.4."""
 SEED = 1
 VERIFIED_PAIRS = 4_096
+NUMBER = re.compile(r"\d+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """2**64 divided by the golden ratio, odd: Knuth's multiplicative hashing (TAOCP 3, 6.4)."""
 
@@ -119,19 +121,27 @@ def candidates(bands: Iterable[np.ndarray]) -> np.ndarray:
     return np.unique(pairs, axis=0)
 
 
-def similarities(pairs_C2: np.ndarray, normal: Callable[[np.ndarray], Sequence[str]]) -> np.ndarray:
+def similarities(
+    pairs_C2: np.ndarray,
+    normal: Callable[[np.ndarray], Sequence[str]],
+    apart: Callable[[str], Any] = lambda _: None,
+) -> np.ndarray:
     """The Jaccard similarity of each pair's shingle sets: float64 [C].
 
     Args:
         normal: the normal forms of ascending, distinct rows.
+        apart: what must be equal of two texts, else their similarity is 0.
     """
     out_C = np.zeros(len(pairs_C2))
     for start in range(0, len(pairs_C2), VERIFIED_PAIRS):
         piece = pairs_C2[start : start + VERIFIED_PAIRS]
         rows, places = np.unique(piece, return_inverse=True)
-        hashes, offsets = shingles(normal(rows))
+        texts = normal(rows)
+        hashes, offsets = shingles(texts)
         sets = [np.unique(hashes[offsets[i] : offsets[i + 1]]) for i in range(len(rows))]
         for i, (one, other) in enumerate(places.reshape(-1, 2).tolist()):
+            if apart(texts[one]) != apart(texts[other]):
+                continue
             shared = len(np.intersect1d(sets[one], sets[other], assume_unique=True))
             out_C[start + i] = shared / (len(sets[one]) + len(sets[other]) - shared)
     return out_C

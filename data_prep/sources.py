@@ -42,6 +42,9 @@ class _Source(Config):
     """Whether a share of this source becomes evaluation data. Labelled texts never do."""
     licence: str = ""
     """Such as `CC-BY-4.0`; shown on the data card, and what `data.licences` chooses by."""
+    near_duplicates: bool = True
+    """Whether rows may go as near-duplicates, where the recipe looks for them. Not those of source code and other text
+    made from templates: what differs by a word there is another thing."""
     filters: FilterConfig | None = None
     """Instead of `data.filters`: source code and single words want others than prose."""
 

@@ -19,11 +19,16 @@ CHINESE = "梵語在社交中口頭使用，並且在早期古典梵語文獻的
 EVALUATION = [("retrieval/a", PASSAGE), ("sts/b", "Where is the tall tree now?"), ("bitext/c", CHINESE)]
 
 
-def found(tmp_path: Path, texts: list[str], evaluation: list[tuple[str, str]] = EVALUATION) -> dict[int, Match]:
+def found(
+    tmp_path: Path, texts: list[str], evaluation: list[tuple[str, str]] = EVALUATION, short: int = 0
+) -> dict[int, Match]:
     assert build_index(evaluation, tmp_path / "index") == len({normal_form(text) for _, text in evaluation})
     index = EvaluationIndex(tmp_path / "index", DecontaminationConfig())
     normal = [normal_form(text) for text in texts]
-    return index.match(normal, np.array([digest(text) for text in texts], dtype=np.uint64), band_hashes(normal))
+    digests = np.array([digest(text) for text in texts], dtype=np.uint64)
+    matches, counted = index.match(normal, digests, band_hashes(normal))
+    assert counted == short
+    return matches
 
 
 def test_the_three_ways(tmp_path: Path) -> None:
@@ -58,6 +63,13 @@ def test_a_sample_of_the_runs_finds_the_same(tmp_path: Path, monkeypatch: pytest
 def test_nothing_to_compare_with(tmp_path: Path) -> None:
     assert found(tmp_path, [PASSAGE, "a"], []) == {}
     assert found(tmp_path / "b", []) == {}
+
+
+def test_a_text_too_short_to_give_a_test_away_is_counted_and_stays(tmp_path: Path) -> None:
+    """A trivia answer, an everyday word, a Japanese noun; not a short sentence, nor a short question in Japanese."""
+    texts = ["Paris", "Thanks!", "テーブルクロス", "a man is eating", "日本の首都はどこ"]
+    matches = found(tmp_path, texts, [("t", text) for text in texts], short=3)
+    assert list(matches) == [3, 4]
 
 
 def test_a_set_phrase_in_many_evaluation_texts(tmp_path: Path) -> None:

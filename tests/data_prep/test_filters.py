@@ -1,7 +1,9 @@
 """What a filter does to a row on its own."""
 
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +65,21 @@ def test_normalising_twice_is_normalising_once(text: str) -> None:
 def test_real_text_does_not_repeat_itself(real_texts: list[Docstring]) -> None:
     broken = [repetition(pair.body) for pair in real_texts]
     assert sum(map(bool, broken)) <= 0.05 * len(broken), [rule for rule in broken if rule]
+
+
+MATHS = """Roque takes 2*3 = 6 hours a week to walk to work.
+Roque takes 6*2 = 12 hours a week to walk to and from work.
+Roque takes 1*2 = 2 hours a week to bike to work.
+Roque takes 2*2 = 4 hours a week to bike to and from work.
+In total, Roque takes 12+4 = 16 hour a week to go to and from work.
+#### 16"""
+
+
+def test_what_repeats_its_words_and_means_it_stays(eyas_data: Path) -> None:
+    assert len(MATHS.split()) >= 50
+    assert not repetition(MATHS)
+    rows = pq.read_table(eyas_data / "pairs" / "gsm8k.parquet").slice(0, 600).to_pylist()
+    assert sum(bool(repetition(row["query"]) or repetition(row["positive"])) for row in rows) <= 0.01 * len(rows)
 
 
 @pytest.mark.parametrize("text, language", [(ENGLISH, "en"), (GERMAN, "de"), ("short", ""), ("1234 5678 " * 9, "")])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from data_prep.clean import normal_form
 from data_prep.docstrings import Docstring
 from data_prep.near_duplicates import (
+    NUMBER,
     SHINGLE,
     band_hashes,
     candidates,
@@ -80,6 +81,19 @@ def test_planted_near_duplicates_are_found_among_real_texts(real_texts: list[Doc
 def _may(one: str, other: str) -> bool:
     """Whether the lengths allow so high a similarity, and the words do: the plain computation takes seconds else."""
     return 0.75 < len(one) / len(other) < 1.34 and len({*one.split()} & {*other.split()}) > 3
+
+
+def test_texts_that_differ_in_what_must_be_equal_are_not_similar() -> None:
+    texts = [
+        "how many days are there in 12 weeks",
+        "how many days are there in 13 weeks",
+        "how many days are in 12 weeks",
+    ]
+    pairs = np.array([[0, 1], [0, 2]])
+    plain = similarities(pairs, lambda rows: [texts[row] for row in rows])
+    apart = similarities(pairs, lambda rows: [texts[row] for row in rows], NUMBER.findall)
+    assert plain.min() > 0.7
+    assert apart.tolist() == [0, plain[1]]
 
 
 def test_chains_of_small_changes_do_not_add_up() -> None:

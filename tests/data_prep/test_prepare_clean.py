@@ -116,6 +116,29 @@ def test_worker_processes_give_the_same(
     assert (tmp_path / "out" / "fates.parquet").read_bytes() == (out / "fates.parquet").read_bytes()
 
 
+GETTER = """def get_{0}(self):
+    # The value is read from the device once, cached, and returned as a float.
+    return self._{0}"""
+
+
+def test_of_templates_nothing_goes_as_a_near_duplicate_where_the_source_says_so(tmp_path: Path) -> None:
+    lines = [{"q": f"Return the {name} of the device.", "p": GETTER.format(name)} for name in ("mass", "pass", "load")]
+    for name in ("code", "text"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({**row, "q": name + row["q"]}) + "\n" for row in lines)
+        )
+    common = {"kind": "jsonl", "query": "q", "positive": "p"}
+    code = {**common, "path": str(tmp_path / "code.jsonl"), "near_duplicates": False}
+    values = {
+        "sources": [code, {**common, "path": str(tmp_path / "text.jsonl")}],
+        "near_duplicates": {"threshold": 0.6},
+        "heldout": {"share": 0.0},
+    }
+    found = prepare(parse_config(DataConfig, values), tmp_path / "out", progress=False)["sources"]
+    assert found["code"]["examples"] == 3
+    assert found["text"]["dropped"]["near-duplicate"] >= 1
+
+
 def test_licences_choose_sources() -> None:
     texts = [{"kind": "jsonl", "path": f"{name}.jsonl", "text": "t", "licence": name} for name in ("CC0", "CC-BY-NC")]
     config = parse_config(DataConfig, {"sources": texts, "licences": ["CC0", "MIT"]})
