@@ -9,6 +9,7 @@ from typing import Any
 
 from embedding.files import read_json, write_text
 from eval import looking, sections
+from eval.dropped import dropped_section
 from eval.figures import missing
 from eval.mined import mined_section
 from eval.scorecard import speed_rows
@@ -84,6 +85,9 @@ def render(
     add("Searches", asked, "searches.json", searches, sections.searches)
     add("Time", "Wall-clock seconds of each step of the run.", "timings.json", timings, sections.timings)
     add("Data", "What was read, and why rows were left out.", "summary.json", summary, sections.data)
+    if summary is not None and summary.get("samples"):
+        lead = "A few of each reason; all of them are in dropped.parquet, beside the prepared tables."
+        add("Dropped rows", lead, "summary.json", summary["samples"], dropped_section)
     if summary is not None and "mined" in summary:
         lead = "Documents that the mining model puts near a query, and that nothing says are relevant."
         add("Hard negatives", lead, "summary.json", summary["mined"], mined_section)

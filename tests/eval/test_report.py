@@ -71,6 +71,8 @@ def run(tmp_path: Path) -> Path:
         if step % 50 == 0:
             lines.append({"step": step, "eval/retrieval": 0.2 + step / 1000, "eval/mean": 0.25})
     source = {"rows": 1200, "examples": 1100, "held out": 60, "dropped": {"empty text": 40}}
+    sample = {"source": "docstrings", "row": 7, "place": "", "detail": "61% of it is 'buy boats'"}
+    sample |= {"query": "<b>buy</b> boats " * 30, "positives": []}
     hits = [{"id": "d1", "score": 0.91, "text": "<i>join</i> paths", "relevant": True}]
     found = {"corpus": "docs", "documents": 1, "instruction": "", "searches": [{"query": "how to join", "hits": hits}]}
     random = [[0.1 * (k % 7), 0.05 * k] for k in range(20)]
@@ -82,7 +84,7 @@ def run(tmp_path: Path) -> Path:
         "looks": {"map": mapped, "regressions": [lost]},
         "scorecard": card,
         "timings": {"prepare": 2.5, "train": 75.0, "total": 77.5},
-        "summary": {"texts": 2200, "sources": {"docstrings": source}},
+        "summary": {"texts": 2200, "sources": {"docstrings": source}, "samples": {"repeats itself": [sample]}},
         "searches": found,
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
@@ -92,7 +94,7 @@ def run(tmp_path: Path) -> Path:
 
 SECTIONS = [
     *("what", "every", "smaller", "speed", "learning", "training", "map", "regressions", "searches", "time"),
-    "data",
+    *("data", "dropped"),
     "failed",
     "how",
 ]
@@ -126,6 +128,7 @@ def test_the_page_fetches_nothing_and_shows_every_section(run: Path) -> None:
         "the right one: place 1 → 12",
         "shuffles a list",
         "y: text 1 <u>",
+        "docstrings:761% of it is 'buy boats'<b>buy</b> boats <b>buy</b>",
     ):
         assert part in page.shown, part
     assert "prefers-color-scheme: dark" in text
