@@ -8,42 +8,25 @@ Shapes: N texts, E width of the vectors.
 
 import base64
 import math
-import os
-import random
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, Literal, Self
 
 import httpx
 import numpy as np
-from pydantic import Field, field_validator
-from rich.console import Console
+from pydantic import Field
 
 from data_prep.reduce import StoreConfig
-from embedding.config import Config
+from data_prep.server import Refused, Server, ServerConfig
 from embedding.instruction import BARE, Template
 from embedding.tokens import PROBE
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
-"""Pauses double from the first to the longest, each shortened by a random part so that clients do not come in step."""
-REFUSED = {400, 413, 422}
-"""What servers answer to a text they do not take (too long, empty, no valid text) or to a body that is too large."""
-BUSY = {408, 409, 425, 429}
-"""Client errors that pass; so does every 5xx."""
-SHOWN = 200
-"""Characters of a server's own message that an error quotes."""
 
-
-class EndpointConfig(Config):
-    """A teacher that answers `POST {url}/embeddings` as OpenAI's API does."""
+class EndpointConfig(ServerConfig):
+    """A teacher that answers `POST {url}/embeddings` as OpenAI's API does. The URL is no part of what names the store."""
 
     kind: Literal["endpoint"]
-    url: str
-    """Up to and without `/embeddings`, such as http://localhost:8000/v1. Not part of what names the store."""
-    model: str
-    """The name the server knows the model by."""
     revision: str | None = None
     """Your own name for this version of the model; another one begins a new store."""
     template: Template = BARE
@@ -54,28 +37,12 @@ class EndpointConfig(Config):
     """Further fields of the request, such as `truncate_prompt_tokens: 512` (vLLM)."""
     max_bytes: int | None = Field(default=None, ge=16)
     """Cut prompt + text to so many bytes of UTF-8; None: the server cuts or refuses."""
-    key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; without it no key is sent."""
     encoding: Literal["float", "base64"] = "float"
     """`base64` is much smaller, and not every server has it."""
     batch_texts: int = Field(default=64, ge=1)
     batch_bytes: int = Field(default=262_144, ge=1)
     """A request's texts, at most; a longer text goes alone."""
-    concurrency: int = Field(default=8, ge=1)
-    """Requests at once."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
-    timeout_seconds: float = Field(default=60.0, gt=0)
-    """Of one request."""
-    patience_seconds: float = Field(default=300.0, ge=0)
-    """For how long a request that fails is repeated: a server that is restarted within it costs nothing."""
     store: StoreConfig = StoreConfig()
-
-    @field_validator("url")
-    @classmethod
-    def _http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("expected a URL such as http://localhost:8000/v1")
-        return url.rstrip("/").removesuffix("/embeddings")
 
     def whole(self) -> Self:
         """The same teacher without our own cut."""
@@ -88,14 +55,6 @@ class TextRefused(ValueError):
     def __init__(self, position: int, message: str) -> None:
         super().__init__(message)
         self.position = position
-
-
-class _Again(Exception):
-    """An attempt failed in a way that may pass; `pause`: seconds the server asked for."""
-
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
-        super().__init__(reason)
-        self.pause = pause
 
 
 class Endpoint:
@@ -114,17 +73,7 @@ class Endpoint:
         self.max_tokens = config.max_bytes or 2**31
         self.used_tokens = 0
         """What the server says it has read."""
-        self._key = os.environ.get(config.key_env, "")
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-        self._client = httpx.Client(headers=headers, timeout=config.timeout_seconds, limits=limits)
-        self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="endpoint")
-        self._lock = threading.Lock()
-        self._next_request = 0.0
-        self._waiting = False
-        self._closed = False
-        self._stops: set[threading.Event] = set()
-        """One for each call under way: set, it ends the pauses of that call's requests."""
+        self._server = Server(config, "teacher", "vectors")
         self.width = 0
         self.width = self.encode_ids(self.tokenize([PROBE], [""])).shape[1]
 
@@ -141,28 +90,19 @@ class Endpoint:
             ValueError: a wrong key, a wrong answer, or no answer within the patience.
         """
         texts = [row[: self.max_tokens].tobytes().decode("utf-8", "ignore") for row in ids]
-        stop = threading.Event()
-        with self._lock:
-            self._stops.add(stop)
         jobs: list[Future[np.ndarray]] = []
-        try:
-            jobs += [self._pool.submit(self._batch, texts, *span, stop) for span in self._batches(ids)]
-            parts = [job.result() for job in jobs]
-        finally:
-            stop.set()  # ends the pauses of the others where one failed
-            for job in jobs:
-                job.cancel()
-            with self._lock:
-                self._stops.discard(stop)
+        with self._server.call() as stop:
+            try:
+                jobs += [self._server.pool.submit(self._batch, texts, *span, stop) for span in self._batches(ids)]
+                parts = [job.result() for job in jobs]
+            finally:
+                for job in jobs:
+                    job.cancel()
         return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
 
     def close(self) -> None:
         """Give up what is under way: pauses end, and nothing more is asked."""
-        with self._lock:
-            self._closed = True
-            for stop in self._stops:
-                stop.set()
-        self._client.close()
+        self._server.close()
 
     def identity(self) -> dict[str, Any]:
         """What we know of what determines a vector; the pass compares a stored vector for what we do not know."""
@@ -183,35 +123,7 @@ class Endpoint:
         return [*spans, (start, len(ids))] if len(ids) else []
 
     def _batch(self, texts: list[str], start: int, end: int, stop: threading.Event) -> np.ndarray:
-        """The vectors of `texts[start:end]`, repeated until they come; a refused batch is halved to find the text."""
-        began, pause, tries = time.monotonic(), FIRST_PAUSE_SECONDS, 0
-        while True:
-            if stop.is_set() or self._closed:
-                raise ValueError(f"{self.config.url}: given up, since another request failed")
-            tries += 1
-            try:
-                return self._request(texts, start, end, stop)
-            except TextRefused:
-                if end - start == 1:
-                    raise
-                middle = (start + end) // 2
-                halves = [self._batch(texts, *span, stop) for span in ((start, middle), (middle, end))]
-                return np.concatenate(halves)
-            except _Again as reason:
-                passed = time.monotonic() - began
-                wait = max(reason.pause, pause * random.uniform(0.5, 1.0))
-                if passed + wait > self.config.patience_seconds:
-                    raise ValueError(
-                        f"{self.config.url}: no vectors within {self.config.patience_seconds:g} s ({tries} tries, the "
-                        f"last: {reason}); start the same command again when the server is well, or raise "
-                        "teacher.patience_seconds"
-                    ) from None
-                self._tell(str(reason))
-                stop.wait(wait)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    def _request(self, texts: list[str], start: int, end: int, stop: threading.Event) -> np.ndarray:
-        self._await_turn(stop)
+        """The vectors of `texts[start:end]`; a refused batch is halved to find the text."""
         body: dict[str, Any] = {
             "model": self.config.model,
             "input": texts[start:end],
@@ -220,34 +132,20 @@ class Endpoint:
         if self.config.dimensions:
             body["dimensions"] = self.config.dimensions
         try:
-            answer = self._client.post(f"{self.config.url}/embeddings", json=body | self.config.parameters)
-        except httpx.TimeoutException:
-            raise _Again(f"no answer within {self.config.timeout_seconds:g} s") from None
-        except httpx.TransportError as error:
-            raise _Again(self._clean(str(error) or type(error).__name__)) from None
-        if answer.status_code != httpx.codes.OK:
-            raise self._refusal(answer, texts[start], start)
-        vectors_nE = self._vectors(answer, end - start)
-        with self._lock:
-            self._waiting = False
-        return vectors_nE
-
-    def _refusal(self, answer: httpx.Response, text: str, position: int) -> Exception:
-        """What an answer other than 200 means."""
-        code = answer.status_code
-        said = f"{code} {answer.reason_phrase}: {self._message(answer)}"
-        if code in BUSY or code >= 500:
-            return _Again(said, _retry_after(answer))
-        if code in REFUSED:
-            return TextRefused(
-                position,
-                f"{self.config.url} refuses the text {text[:60]!r} ({len(text):,} characters): {said}; shorten what "
-                "is sent with teacher.max_bytes, or take the text out of the data",
+            return self._server.post(
+                "/embeddings", body | self.config.parameters, lambda answer: self._vectors(answer, end - start), stop
             )
-        if code in {401, 403}:
-            held = "holds a key that it does not take" if self._key else "is not set"
-            return ValueError(f"{self.config.url}: {said}; the environment variable {self.config.key_env} {held}")
-        return ValueError(f"{self.config.url}: {said}; check teacher.url and teacher.model")
+        except Refused as said:
+            if end - start == 1:
+                text = texts[start]
+                raise TextRefused(
+                    start,
+                    f"{self.config.url} refuses the text {text[:60]!r} ({len(text):,} characters): {said}; shorten "
+                    "what is sent with teacher.max_bytes, or take the text out of the data",
+                ) from None
+        middle = (start + end) // 2
+        halves = [self._batch(texts, *span, stop) for span in ((start, middle), (middle, end))]
+        return np.concatenate(halves)
 
     def _vectors(self, answer: httpx.Response, count: int) -> np.ndarray:
         """The vectors of an answer, in the order of the texts, each with unit norm.
@@ -261,7 +159,7 @@ class Endpoint:
             rows = {int(item["index"]): item["embedding"] for item in data["data"]}
             used = int((data.get("usage") or {}).get("prompt_tokens") or 0)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{wrong}not the form of OpenAI's embeddings: {self._message(answer)}") from None
+            raise ValueError(f"{wrong}not the form of OpenAI's embeddings: {self._server.message(answer)}") from None
         if sorted(rows) != list(range(count)):
             raise ValueError(f"{wrong}{len(rows)} vectors for {count} texts")
         try:
@@ -277,41 +175,10 @@ class Endpoint:
         bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
         if len(bad):
             raise ValueError(f"{wrong}{len(bad)} of {count} vectors hold NaN or are zero")
-        with self._lock:
+        with self._server.lock:
             self.used_tokens += used
         vectors_nE /= norms
         return vectors_nE
-
-    def _await_turn(self, stop: threading.Event) -> None:
-        """Wait until the rate allows one more request."""
-        if self.config.requests_per_minute is None:
-            return
-        with self._lock:
-            turn = max(self._next_request, time.monotonic())
-            self._next_request = turn + 60.0 / self.config.requests_per_minute
-        stop.wait(turn - time.monotonic())
-
-    def _tell(self, reason: str) -> None:
-        """Say once for each outage what is waited for."""
-        with self._lock:
-            told, self._waiting = self._waiting, True
-        if not told:
-            text = f"{self.config.url}: {reason}; trying again for {self.config.patience_seconds:g} s"
-            Console(stderr=True).print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
-
-    def _message(self, answer: httpx.Response) -> str:
-        """What the server says, as one short line."""
-        try:
-            found = answer.json()
-        except ValueError:
-            found = answer.text
-        for key in ("error", "message"):
-            found = found.get(key, found) if isinstance(found, dict) else found
-        return self._clean(" ".join(str(found).split())[:SHOWN] or "(empty)")
-
-    def _clean(self, text: str) -> str:
-        """Without the key: some servers repeat it."""
-        return text.replace(self._key, "***") if self._key else text
 
 
 def _decode(embedding: Any) -> np.ndarray:
@@ -320,9 +187,3 @@ def _decode(embedding: Any) -> np.ndarray:
         return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
     with np.errstate(over="ignore"):
         return np.asarray([math.nan if value is None else value for value in embedding], dtype=np.float32)
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    """The seconds of a Retry-After header (its form as a date is not read: pauses grow anyhow)."""
-    text = answer.headers.get("retry-after", "")
-    return float(text) if text.replace(".", "", 1).isdigit() else 0.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from data_prep import endpoint as room
+from data_prep import server as room
 from data_prep.embed import embed_texts
 from data_prep.endpoint import Endpoint, EndpointConfig, TextRefused
 from data_prep.tables import Texts
