@@ -24,7 +24,7 @@ from embedding.tokens import PROBE
 
 
 class EndpointConfig(ServerConfig):
-    """A teacher that answers `POST {url}/embeddings` as OpenAI's API does. The URL is no part of what names the store."""
+    """A teacher that answers `POST {url}/embeddings` as OpenAI's API does. The URL does not name the store."""
 
     kind: Literal["endpoint"]
     revision: str | None = None
