@@ -128,9 +128,13 @@ class Selection:
         counts = np.asarray(assembly.counts, dtype=np.int64)
         positive_counts = np.asarray(assembly.positive_counts, dtype=np.int64)
         starts = np.cumsum(counts) - counts
-        place_T = np.arange(len(self.first_T)) - np.repeat(starts, counts)
-        asked_T = place_T == 0
-        positive_T = ~asked_T & (place_T <= np.repeat(positive_counts, counts))
+        asked_T = np.zeros(len(self.first_T), dtype=bool)
+        asked_T[starts] = True
+        # A row's positives follow its query: +1 where they begin, -1 where they end.
+        borders_T = np.zeros(len(self.first_T) + 1, dtype=np.int8)
+        np.add.at(borders_T, starts + 1, 1)
+        np.add.at(borders_T, starts + 1 + positive_counts, -1)
+        positive_T = np.cumsum(borders_T[:-1], dtype=np.int8) > 0
         self.queries_M = self.first_T[asked_T]
         self.positives = Ragged.of(self.first_T[positive_T], positive_counts)
         self.negatives = Ragged.of(self.first_T[~asked_T & ~positive_T], counts - positive_counts - 1)
@@ -138,10 +142,10 @@ class Selection:
         sides = (_sum_of_hashes(self.positives, 1), _sum_of_hashes(self.negatives, 2), _mix(scores, 3))
         self._drop_repeats(_mix(self.queries_M, 0) + sum(sides[1:], sides[0]), DUPLICATE)
 
-    def _drop_repeats(self, hash_M: np.ndarray, fate: int) -> None:
-        """Of kept examples with one hash all but the first go. Two of M examples share a 64-bit hash by chance with a
-        probability of M**2 / 2**65: 3 in a million at ten million rows."""
-        rows = np.flatnonzero(self.fate_M == KEPT)
+    def _drop_repeats(self, hash_M: np.ndarray, fate: int, among_M: np.ndarray | bool = True) -> None:
+        """Of kept examples with one hash, `among_M` (bool [M]) alone, all but the first go. Two of M examples share a
+        64-bit hash by chance with a probability of M**2 / 2**65: 3 in a million at ten million rows."""
+        rows = np.flatnonzero((self.fate_M == KEPT) & among_M)
         _, first, inverse = np.unique(hash_M[rows], return_index=True, return_inverse=True)
         again = first[inverse] != np.arange(len(rows))
         self.fate_M[rows[again]] = fate
@@ -157,10 +161,10 @@ class Selection:
             compared: of each source, whether its rows are compared: bool [sources].
         """
         bands = self.assembly.folder.glob("band-*")
-        counts = np.asarray(self.assembly.counts, dtype=np.int64)
-        distinct = np.flatnonzero(
-            (self.first_T == np.arange(len(self.first_T))) & np.repeat(compared[self.sources_M], counts)
-        )
+        compared_M = compared[self.sources_M]
+        wanted_T = np.zeros(len(self.first_T), dtype=bool)
+        wanted_T[self.first_T[np.repeat(compared_M, np.asarray(self.assembly.counts, dtype=np.int64))]] = True
+        distinct = np.flatnonzero(wanted_T)
         pairs = candidates(np.fromfile(path, dtype=np.uint64)[distinct] for path in sorted(bands))
         similar = similarities(
             pairs,
@@ -172,7 +176,7 @@ class Selection:
         near_T[distinct] = distinct[representatives(len(distinct), close)]
         positives = Ragged(self.positives.offsets, near_T[self.positives.values])
         hash_M = _mix(near_T[self.queries_M], 0) + _sum_of_hashes(positives, 1)
-        self._drop_repeats(hash_M, NEAR_DUPLICATE)
+        self._drop_repeats(hash_M, NEAR_DUPLICATE, compared_M)
         ungrouped = np.asarray(self.assembly.groups) < 0
         self.digests_T = self.digests_T[near_T[self.first_T]]
         answers_M = self.queries_M.copy()
@@ -290,8 +294,11 @@ def write_rows(rows: Iterable[tuple[Row, int, str]], folder: Path, names: Sequen
 def _first_of_equal(keys_T2: np.ndarray) -> np.ndarray:
     """The first place of each text: int64 [T]."""
     ordered = np.lexsort((keys_T2[:, 1], keys_T2[:, 0]))  # stable: among equal keys the earliest comes first
-    begins = np.ones(len(ordered), dtype=bool)
-    begins[1:] = (keys_T2[ordered[1:]] != keys_T2[ordered[:-1]]).any(axis=1)
+    begins = np.zeros(len(ordered), dtype=bool)
+    begins[:1] = True
+    for half in (0, 1):  # one after the other: ten million rows are 20 million texts, and each copy of a column 160 MB
+        column_T = keys_T2[ordered, half]
+        begins[1:] |= column_T[1:] != column_T[:-1]
     first_T = np.empty(len(ordered), dtype=np.int64)
     first_T[ordered] = ordered[np.flatnonzero(begins)][np.cumsum(begins) - 1] if len(ordered) else ordered
     return first_T

@@ -109,7 +109,9 @@ def candidates(bands: Iterable[np.ndarray]) -> np.ndarray:
     found = []
     for band_N in bands:
         order = np.argsort(band_N, kind="stable")
-        same = np.flatnonzero(band_N[order[1:]] == band_N[order[:-1]])
+        ordered = band_N[order]
+        same = np.flatnonzero(ordered[1:] == ordered[:-1])
+        del ordered
         if not len(same):
             continue
         begins = same[np.diff(same, prepend=-2) > 1]
