@@ -5,6 +5,7 @@ qrels/SPLIT.tsv (query-id, corpus-id, score). Also the same as Parquet (id, quer
 Only the judged documents are held in memory; the corpus is streamed past them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,10 +52,14 @@ def read_beir(corpus: Path, queries: Path, qrels: Path) -> Iterator[Record]:
         try:
             score = float(record.values["score"])
             ids = str(record.values[layout.query_id]), str(record.values[layout.doc_id])
-        except (KeyError, TypeError, ValueError):
+            if not math.isfinite(score):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):
             problems.append(record._replace(problem=record.problem or "no number in 'score'"))
             continue
-        judged[ids[0]].setdefault(ids[1], (score, record.place))
+        before = judged[ids[0]].setdefault(ids[1], (score, record.place))
+        if before[0] != score:
+            problems.append(record._replace(problem="another judgement of a pair that is judged already"))
     wanted = {doc for documents in judged.values() for doc in documents}
     asked = _texts(queries, judged.__contains__, ["text"], problems)
     documents = _texts(corpus, wanted.__contains__, ["title", "text"], problems)

@@ -16,7 +16,8 @@ from data_prep.docstrings import split_docstring
 
 Pairing = Literal["heading", "title", "context", "docstring"]
 MARKDOWN, HTML, PYTHON = {".md", ".markdown"}, {".html", ".htm", ".xhtml"}, {".py"}
-READ = {".txt", ".text", ".rst", *MARKDOWN, *HTML, *PYTHON}
+PLAIN = {".txt", ".text", ".rst"}
+READ = PLAIN | MARKDOWN | HTML | PYTHON
 """The endings of the files that are read in a folder."""
 PASSAGE_WORDS = 200
 """Words of a passage, at most: a longer section is cut at the end of a sentence."""
@@ -139,7 +140,7 @@ def _docstrings(text: str) -> Iterator[Found]:
             continue
         split = split_docstring(docstring)
         summary = split[0] if split else _flat(docstring.partition("\n\n")[0])
-        lines = text.splitlines()
+        lines = text.split("\n")  # as the parser counts them: a form feed ends none
         said = node.body[0]
         head = lines[node.lineno - 1 : said.lineno - 1]
         code = "\n".join([*head, *lines[said.end_lineno or said.lineno : node.end_lineno]])

@@ -42,7 +42,7 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"\xfd7zXZ": lzma.open,
     b"\x28\xb5\x2f\xfd": lambda path: io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")),
 }
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 """What a compressed file raises where it is cut off or changed."""
 CUT_OFF = "damaged here, what follows is lost"
 _MAGIC = {
@@ -102,6 +102,12 @@ def check_columns(place: str, wanted: Sequence[str], existing: Sequence[str]) ->
             raise ValueError(f"{place}: no column {column!r}{close or ';'} columns: {', '.join(map(str, existing))}")
 
 
+def _check_once(path: Path, columns: Sequence[str], existing: Sequence[str]) -> None:
+    twice = sorted(column for column in columns if existing.count(column) > 1)
+    if twice:
+        raise ValueError(f"{path}: the header names the column {twice[0]!r} twice; rename one")
+
+
 def read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Record]:
     """One JSON object on each line; blank lines are no rows."""
     _check_text_file(path)
@@ -136,6 +142,8 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 yield Record(f"{place} (byte 0x{line[error.start]:02x} at position {error.start})", {}, "not UTF-8")
             except RecursionError:
                 yield Record(f"{place} (nested too deeply)", {}, "malformed JSON")
+            except ValueError as error:  # such as a number of thousands of digits
+                yield Record(f"{place} ({_line(error)})", {}, "malformed JSON")
             else:
                 if isinstance(values, dict):
                     yield Record(place, values)
@@ -160,9 +168,7 @@ def csv_reader(delimiter: str | None, quotes: bool) -> Reader:
             except (*DAMAGE, csv.Error) as error:
                 raise Unreadable(f"{path}: no header can be read ({_line(error)}); write or fetch it again") from None
             check_columns(str(path), columns, header)
-            twice = sorted({column for column in columns if header.count(column) > 1})
-            if twice:
-                raise ValueError(f"{path}: the header names the column {twice[0]!r} twice; rename one")
+            _check_once(path, columns, header)
             yield from _csv_rows(path, rows, header)
 
     return read_csv
@@ -203,14 +209,40 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         raise Unreadable(f"{path}: not a readable Parquet file ({_line(error)}); write or fetch it again") from None
     with file:
         check_columns(str(path), columns, file.schema_arrow.names)
-        number = 0
+        _check_once(path, columns, file.schema_arrow.names)
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
+        yield from _table_rows(path, batches)
+
+
+def _table_rows(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
+    """The rows of batches or tables of Arrow, counted from 1."""
+    number = 0
+    while True:
         try:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Record(f"{path} row {number}", values)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
             yield Record(f"{path} row {number + 1} ({_line(error)})", {}, CUT_OFF)
+            return
+        if batch is None:
+            return
+        for place, values in enumerate(_values(batch), start=number + 1):
+            problem = "a value that cannot be read" if isinstance(values, Exception) else ""
+            where = f"{path} row {place}"
+            yield Record(f"{where} ({_line(values)})", {}, problem) if problem else Record(where, values)
+        number += batch.num_rows
+
+
+def _values(batch: Any) -> list[Any]:
+    """The rows of a batch; in place of one that cannot be made values of Python (bytes that are no UTF-8 in a column of
+    text, a date outside of the calendar), what is wrong with it."""
+    try:
+        found: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [error]
+        middle = batch.num_rows // 2
+        return _values(batch.slice(0, middle)) + _values(batch.slice(middle))
+    return found
 
 
 def datasets_reader(split: str | None) -> Reader:
@@ -221,7 +253,7 @@ def datasets_reader(split: str | None) -> Reader:
 
         try:
             data = datasets.load_from_disk(str(path))
-        except (FileNotFoundError, NotADirectoryError, pa.ArrowException, json.JSONDecodeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise Unreadable(f"{path}: not a folder that datasets' save_to_disk wrote ({_line(error)})") from None
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
@@ -230,11 +262,7 @@ def datasets_reader(split: str | None) -> Reader:
         elif split is not None:
             raise ValueError(f"{path}: has no splits; leave `split` out")
         check_columns(str(path), columns, data.column_names)
-        number = 0
-        for table in data.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS):
-            for values in table.to_pylist():
-                number += 1
-                yield Record(f"{path} row {number}", values)
+        yield from _table_rows(path, data.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS))
 
     return read_folder
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from data_prep.beir import beir_files, read_beir
-from data_prep.documents import READ, Pairing, pairs_of
+from data_prep.documents import PYTHON, READ, Pairing, pairs_of
 from data_prep.filters import FilterConfig
 from data_prep.readers import (
     COMPRESSED,
@@ -218,8 +218,12 @@ class DocumentsSource(_Files):
         except UnicodeDecodeError:
             yield Record(str(path), {}, "not UTF-8")
             return
-        except (SyntaxError, ValueError, RecursionError):
-            yield Record(str(path), {}, "source code that does not parse")
+        except OSError as error:
+            yield Record(f"{path} ({error.strerror})", {}, "a file that cannot be read")
+            return
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: code nested too deeply
+            code = path.suffix.lower() in PYTHON
+            yield Record(str(path), {}, "source code that does not parse" if code else "text that cannot be read")
             return
         if not found:
             yield Record(str(path), {}, "no pair in the document")

@@ -220,6 +220,7 @@ BAD = [
     ('{"question": "same", "answer": "same"}', "'answer' equals 'question'", r"bad\.jsonl:2"),
     ('{"question": "half \\ud83d", "answer": "b"}', "not valid UTF-8", r"bad\.jsonl:2"),
     ("[" * 100_000, "malformed JSON", r"nested too deeply"),
+    (f'{{"question": {"9" * 5_000}, "answer": "b"}}', "malformed JSON", r"bad\.jsonl:2 \(Exceeds the limit"),
 ]
 
 
