@@ -19,6 +19,7 @@ from launch.cli_options import launchable
 from launch.cli_plan import plan
 from launch.cli_runs import cancel, runs, status
 from launch.cli_vectors import vectors
+from launch.cli_write import write
 from launch.engine import Engine, Job, launch
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ app.command()(ablate)
 register(app)
 app.command()(doctor)
 app.command()(plan)
+app.command()(write)
 app.command()(merge)
 app.command()(push)
 app.command()(status)
