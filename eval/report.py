@@ -74,7 +74,10 @@ def render(
         add("Smaller vectors", smaller, "", card, lambda c: looking.trade_off(c) + sections.views(c))
     if card is not None and speed_rows(card):
         add("Speed", "Encoding texts of so many tokens, on the machine of the run.", "", card, looking.speed)
-    learned = "Scores while training; the dashed blue line is the teacher."
+    part = (
+        " All on a part of each task, which is easier than the whole." if card is not None and "curve" in card else ""
+    )
+    learned = f"Scores while training; the dashed blue line is the teacher.{part}"
     add("Learning", learned, "metrics.jsonl", metrics, lambda lines: sections.curves(lines, card))
     add("Training log", "By optimizer step.", "metrics.jsonl", metrics, sections.training)
     mapped = "The same texts by two principal components of each model, the student's turned onto the teacher's."

@@ -115,8 +115,10 @@ def tasks(card: Scorecard) -> str:
 
 
 def curves(metrics: Metrics, card: Scorecard | None) -> str:
-    """Scores of each kind while training, up to the finished student, and the teacher's line."""
+    """Scores of each kind while training, up to the finished student, and the teacher's line; all of the `curve` of the
+    card where a smaller suite was used while training."""
     panels = []
+    ends = None if card is None else card.get("curve", card)
     last = max((float(line["step"]) for line in metrics), default=0.0)
     names = sorted({key for line in metrics for key in line if key.startswith("eval/")}, key=_curve_order)
     for name in names:
@@ -125,7 +127,7 @@ def curves(metrics: Metrics, card: Scorecard | None) -> str:
             continue
         title = "Mean(TaskType)" if kind == "mean" else KINDS[kind].title  # type: ignore[index]
         points, guides = _points(metrics, name), []
-        of = {} if card is None else card["means"]["task_type"] if kind == "mean" else card["kinds"].get(kind, {})
+        of = {} if ends is None else ends["means"]["task_type"] if kind == "mean" else ends["kinds"].get(kind, {})
         if of.get("student") is not None:
             guides = [Guide("teacher", of["teacher"], "teacher")]
             if points[0][0] > 0:

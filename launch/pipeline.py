@@ -218,7 +218,7 @@ class Pipeline:
             from eval.evaluate import evaluate
             from launch.scoring import curve_values
 
-            return curve_values(evaluate(model, self.at.suite, ranks=ranks))
+            return curve_values(evaluate(model, self.at.watched, ranks=ranks))
 
         during = scores if watch else None
         report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=during, resume=self.resume)
@@ -291,7 +291,7 @@ class Pipeline:
             return {"outputs": []}
         from eval.looks import side_by_side
         from eval.scorecard import scorecard
-        from launch.scoring import kept_scores, measured, suite_facts
+        from launch.scoring import curve_ends, kept_scores, measured, suite_facts
         from launch.searches import example_searches
 
         suite = suite_facts(self.recipe.suite, self.at.evaluation_data)
@@ -314,15 +314,14 @@ class Pipeline:
                 kept({"suite": suite, "model": untrained}, self._beginning),
                 measured(on_device(student), self.at.suite, self.at.suite.views),
             )
-            write_json(self.at.folder / "scorecard.json", scorecard(*scores, facts=self._scorecard_facts(student)))
-            looks = side_by_side(self.at.suite, scores[0]["look"], scores[2]["look"])
-            write_json(self.at.folder / "looks.json", looks)
-            outputs = [str(self.at.folder / name) for name in ("scorecard.json", "looks.json")]
+            outputs = [self.at.folder / name for name in ("scorecard.json", "looks.json")]
+            ends = curve_ends(self.at.watched, self.at.suite, reference, self._beginning, student)
+            write_json(outputs[0], scorecard(*scores, facts=self._scorecard_facts(student)) | ends)
+            write_json(outputs[1], side_by_side(self.at.suite, scores[0]["look"], scores[2]["look"]))
             if corpus := self.at.searched:
-                found = example_searches(student, *corpus, self.queries)
-                write_json(self.at.folder / "searches.json", found)
-                outputs.append(str(self.at.folder / "searches.json"))
-            return {"outputs": outputs}
+                outputs.append(self.at.folder / "searches.json")
+                write_json(outputs[2], example_searches(student, *corpus, self.queries))
+            return {"outputs": [str(path) for path in outputs]}
 
         made_from = {
             "suite": suite,
@@ -330,6 +329,7 @@ class Pipeline:
             "untrained": untrained,
             "student": self.at.results["export"]["identity"],
             "queries": list(self.queries),
+            "watched": self.recipe.tracking.evaluate_rows,
         }
         return self.ledger.step("evaluate", made_from, work)
 

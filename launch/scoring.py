@@ -7,9 +7,10 @@ from typing import Any
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, read_json, sha256_file, write_json
 from eval.encoder import TextEncoder
-from eval.evaluate import Scores, encode, score
+from eval.evaluate import Scores, encode, evaluate, score
 from eval.looks import look
 from eval.ranks import ALONE, Ranks
+from eval.scorecard import scorecard
 from eval.speed import measure
 from eval.suite import Suite, SuiteConfig
 from eval.views import View
@@ -46,6 +47,21 @@ def measured(model: TextEncoder, suite: Suite, views: Sequence[View] = (), ranks
     encoded = encode(model, suite, ranks)
     speed = measure(model) if isinstance(model, Embedder) else {}
     return score(encoded, views, ranks) | {"speed": speed, "look": look(encoded)}
+
+
+def curve_ends(
+    watched: Suite,
+    suite: Suite,
+    teacher: Callable[[], TextEncoder],
+    untrained: Callable[[], TextEncoder],
+    student: TextEncoder,
+) -> dict[str, Any]:
+    """Where learning curves begin and end, for the scorecard: {curve: {kinds, means}} on the smaller suite that was
+    watched while training; {} where that was the whole one."""
+    if watched is suite:
+        return {}
+    card = scorecard(evaluate(teacher(), watched), evaluate(untrained(), watched), evaluate(student, watched))
+    return {"curve": {name: card[name] for name in ("kinds", "means")}}
 
 
 def curve_values(scores: Scores) -> dict[str, float]:

@@ -138,6 +138,18 @@ class Workspace:
         """The evaluation suite, loaded."""
         return load_suite(self.recipe.suite, self.evaluation_data)
 
+    @cached_property
+    def watched(self) -> Suite:
+        """What is evaluated while training: the suite, or `tracking.evaluate_rows` of each of its tasks."""
+        rows, suite = self.recipe.tracking.evaluate_rows, self.recipe.suite
+        if rows is None:
+            return self.suite
+        limits = {
+            "max_rows": min(rows, suite.max_rows or rows),
+            "max_documents": min(rows, suite.max_documents or rows),
+        }
+        return load_suite(suite.model_copy(update=limits), self.evaluation_data)
+
     @property
     def searched(self) -> tuple[Path, str] | None:
         """The first retrieval task of the suite that lies in a folder, and its instruction."""

@@ -174,6 +174,9 @@ class TrackingConfig(Config):
     """Newest checkpoints kept."""
     evaluate_every: float = Field(default=0.0, ge=0)
     """Between two evaluations: below 1 a share of the whole training, from 1 on steps; 0: only the end."""
+    evaluate_rows: int | None = Field(default=None, ge=8)
+    """Rows or queries of each task, and documents, in an evaluation while training; None: all. Fewer take less of the
+    training's time, and give the scores of a smaller, easier suite: the curves are drawn beside the teacher's there."""
     export: Literal["last", "best"] = "last"
     """Which checkpoint becomes the model: the last one, or the one with the best Mean(TaskType) while training."""
     patience: int | None = Field(default=None, ge=1)

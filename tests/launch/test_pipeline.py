@@ -220,3 +220,19 @@ def test_the_best_checkpoint_is_exported_where_the_recipe_asks(finished: Path) -
     last = eyas("train", "mine.yaml", *changes)
     assert last.exit_code == 0, last.output
     assert read_json(Path("runs/best/steps/export.json"))["result"]["step"] == 4
+
+
+def test_a_part_of_each_task_is_evaluated_while_training(finished: Path) -> None:
+    rows = ["tracking.evaluate_rows=8", "tracking.evaluate_every=2", "tracking.export=best"]
+    result = eyas("run", "mine.yaml", "name=part", "stages.0.steps=4", *rows)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in Path("runs/part/metrics.jsonl").read_text().splitlines()]
+    means = {line["step"]: line["eval/mean"] for line in lines if "eval/mean" in line}
+    card = read_json(Path("runs/part/scorecard.json"))
+    exported = read_json(Path("runs/part/steps/export.json"))["result"]["step"]
+    ends = card["curve"]["means"]["task_type"]
+    assert ends["untrained"] == pytest.approx(means[0], abs=1e-6)
+    assert ends["student"] == pytest.approx(means[exported], abs=1e-6)
+    assert ends != card["means"]["task_type"]
+    assert "on a part of each task" in Path("runs/part/report.html").read_text()
+    assert "on a part of each task" not in Path("runs/tiny/report.html").read_text()
