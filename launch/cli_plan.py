@@ -164,7 +164,10 @@ def _cells(on: "OnGpu | None") -> tuple[str, str]:
 
 
 def _time(hours: float) -> str:
-    return f"{hours:,.1f} h" if hours >= 0.1 else f"{hours * 3600:.2g} s"
+    seconds = 3600 * hours
+    if seconds >= 360:
+        return f"{hours:,.1f} h"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _disk(recipe: "Recipe", found: "Forecast") -> str:
