@@ -83,6 +83,8 @@ def _fastest(student: Student, sample: Sequence[np.ndarray], longest: int) -> in
     candidates = [budget for budget in known if budget >= longest] or [longest]
     whole = longest * len(sample)  # a budget beyond it makes the same single chunk
     candidates = [budget for budget, below in zip(candidates, [0, *candidates], strict=False) if below < whole]
+    if len(candidates) == 1:
+        return candidates[0]
     seconds: dict[int, float] = {}
     try:
         _forward_backward(student, sample, candidates[0])
