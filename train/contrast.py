@@ -101,12 +101,15 @@ class _LogSum(torch.autograd.Function):
         ctx: Any, row_bD: Tensor, candidate_KD: Tensor, temperature: float, usable: Usable, hardness: float
     ) -> tuple[Tensor, Tensor]:
         rows, candidates = row_bD.float(), candidate_KD.float()
-        log_sum_b = rows.new_full((len(rows),), -torch.inf)
+        log_sum_b, memory = rows.new_full((len(rows),), -torch.inf), _tile(rows, candidates)
         for row in range(0, len(rows), TILE):
             at = slice(row, row + TILE)
             for column in range(0, len(candidates), TILE):
-                scores = _scores(rows, candidates, temperature, row, column, usable, hardness)
-                log_sum_b[at] = torch.logaddexp(log_sum_b[at], scores.logsumexp(dim=1))
+                scores = _scores(rows, candidates, temperature, row, column, usable, hardness, memory)
+                # logsumexp in place; its own would make two more tiles
+                highest = scores.amax(dim=1).nan_to_num_(neginf=0.0)
+                sums = scores.sub_(highest[:, None]).exp_().sum(dim=1).log_().add_(highest)
+                log_sum_b[at] = torch.logaddexp(log_sum_b[at], sums)
         ctx.save_for_backward(row_bD, candidate_KD, log_sum_b)
         ctx.temperature, ctx.usable, ctx.hardness = temperature, usable, hardness
         return log_sum_b, _own(row_bD, candidate_KD, usable.positive_b)
@@ -119,10 +122,11 @@ class _LogSum(torch.autograd.Function):
         positive_b = ctx.usable.positive_b
         log_sum_b = log_sum_b.nan_to_num(neginf=0.0)  # a row without a candidate: all of its scores are -inf
         grad_row, grad_candidate = torch.zeros_like(rows), torch.zeros_like(candidates)
+        memory = _tile(rows, candidates)
         for row in range(0, len(rows), TILE):
             at = slice(row, row + TILE)
             for column in range(0, len(candidates), TILE):
-                scores = _scores(rows, candidates, ctx.temperature, row, column, ctx.usable, ctx.hardness)
+                scores = _scores(rows, candidates, ctx.temperature, row, column, ctx.usable, ctx.hardness, memory)
                 share = scores.sub_(log_sum_b[at, None]).exp_().mul_(scale_b1[at])
                 there = slice(column, column + TILE)
                 grad_row[at].addmm_(share, candidates[there])
@@ -133,12 +137,25 @@ class _LogSum(torch.autograd.Function):
         return grad_row.to(row_bD.dtype), grad_candidate.to(candidate_KD.dtype), None, None, None
 
 
+def _tile(rows: Tensor, candidates: Tensor) -> Tensor:
+    """Memory for one tile, which all take in turn: made anew for each, they would lie scattered over the heap."""
+    return rows.new_empty(min(TILE, len(rows)) * min(TILE, len(candidates)))
+
+
 def _scores(
-    rows: Tensor, candidates: Tensor, temperature: float, row: int, column: int, usable: Usable, hardness: float
+    rows: Tensor,
+    candidates: Tensor,
+    temperature: float,
+    row: int,
+    column: int,
+    usable: Usable,
+    hardness: float,
+    memory: Tensor,
 ) -> Tensor:
-    """One tile of scaled scores, -inf where a candidate does not count for a row."""
+    """One tile of scaled scores in `memory`, -inf where a candidate does not count for a row."""
     here, there = slice(row, row + TILE), slice(column, column + TILE)
-    scores = rows[here] @ candidates[there].T
+    shape = len(rows[here]), len(candidates[there])
+    scores = torch.mm(rows[here], candidates[there].T, out=memory[: shape[0] * shape[1]].view(shape))
     left_out = torch.zeros_like(scores, dtype=torch.bool)
     for code_b, code_K in usable.same:
         left_out |= (code_b[here, None] >= 0) & (code_b[here, None] == code_K[None, there])
