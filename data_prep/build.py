@@ -26,7 +26,7 @@ from data_prep.heldout import HeldoutConfig, Task, write_docstring_tasks, write_
 from data_prep.near_duplicates import NearDuplicateConfig
 from data_prep.readers import hub_commit
 from data_prep.rows import Numbered, Row, Tally
-from data_prep.sources import DocstringsSource, HubSource, Source, numbered_rows
+from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, numbered_rows
 from embedding.config import Config
 from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
 
@@ -86,6 +86,8 @@ def _contents(source: Source) -> Any:
     """What a source would read, by content."""
     if isinstance(source, DocstringsSource):
         return installed_digest()
+    if isinstance(source, MtebSource) and source.mirror is None:
+        return source.revision
     if not isinstance(source, HubSource):
         return _hashed(source.files())
     local = Path(source.repository)

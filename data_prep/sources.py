@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.beir import beir_files, read_beir
 from data_prep.documents import PYTHON, READ, Pairing, pairs_of
 from data_prep.filters import FilterConfig
+from data_prep.mteb_tasks import read_task, task_folder, task_settings
 from data_prep.readers import (
     COMPRESSED,
     Reader,
@@ -181,6 +182,45 @@ class BeirSource(_Columns):
         return read_beir(*beir_files(self.path, self.split))
 
 
+class MtebSource(_Columns):
+    """A training split of one of mteb's own tasks (`data_prep.mteb_tasks`). Columns, instruction and the commit of the
+    data set are the task's; an instruction or a revision that is given here comes first. Needs `pip install
+    'eyas[eval]'`.
+
+    Classification gives labelled texts, STS graded pairs, pair classification its pairs of the same meaning, bitext
+    mining translations, retrieval and reranking judged queries.
+    """
+
+    kind: Literal["mteb"]
+    task: str
+    """As mteb calls it."""
+    split: str = "train"
+    subset: str | None = None
+    """Of a task with several: the language or pair of languages."""
+    revision: str
+    mirror: str | None = None
+    """A folder of copies of the hub's data sets, `mirror/OWNER/NAME`; None: the hub."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_the_task(cls, values: Any) -> Any:
+        known = isinstance(values, dict) and isinstance(values.get("task"), str)
+        return task_settings(values["task"]) | values if known else values
+
+    def title(self) -> str:
+        """The source's name."""
+        return self.name or self.task
+
+    def files(self) -> list[Path]:
+        """The files of the copy; none of the hub's."""
+        folder = task_folder(self.task, self.mirror)
+        return [] if folder is None else visible_files(folder)
+
+    def records(self) -> Iterator[Record]:
+        """The rows of the split."""
+        return read_task(self.task, self.split, self.subset, self.revision, self.mirror)
+
+
 class DocumentsSource(_Files):
     """Pairs that documents hold without anybody's labels (`data_prep.documents`): a file, a pattern such as
     `docs/**/*.md`, or a folder with everything in it that is text, Markdown, HTML or Python.
@@ -249,7 +289,9 @@ class DocstringsSource(_Source):
         return self.name or "docstrings"
 
 
-ColumnSource = JsonlSource | CsvSource | ParquetSource | DatasetsSource | HubSource | BeirSource | DocumentsSource
+ColumnSource = (
+    JsonlSource | CsvSource | ParquetSource | DatasetsSource | HubSource | BeirSource | MtebSource | DocumentsSource
+)
 Source = Annotated[ColumnSource | DocstringsSource, Field(discriminator="kind")]
 
 

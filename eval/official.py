@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding.config import Config, suggest
-from embedding.files import fingerprint
+from embedding.hub import cache_of
 from eval.kinds import KINDS, Kind, kind_of
 
 if TYPE_CHECKING:
@@ -82,29 +80,13 @@ def load_task(task: Any, mirror: Path | None, rows: int | None, documents: int |
     kind = kind_of(task.metadata.type)
     if mirror is not None and not Path(task.metadata.dataset["path"]).is_dir():
         raise ValueError(f"{task.metadata.dataset['path']}: no copy of the data set there")
-    with contextlib.nullcontext() if mirror is None else _cache_of(Path(task.metadata.dataset["path"])):
+    with cache_of(None if mirror is None else Path(task.metadata.dataset["path"])):
         task.load_data()
         if kind in SEARCHES:
             task.convert_v1_dataset_format_to_v2(num_proc=None)  # else some only get `.dataset` when they run
     if rows is not None or documents is not None:
         _make_smaller(task, kind, rows, documents, seed)
     return kind
-
-
-@contextlib.contextmanager
-def _cache_of(copy: Path) -> Iterator[None]:
-    """Let `datasets` keep what it reads of a copy under the state of its files: by itself it goes by their names alone,
-    and would give an earlier copy's rows for a changed one."""
-    from datasets import config
-
-    files = sorted(path for path in copy.rglob("*") if path.is_file())
-    stamp = fingerprint({str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
-    before = config.HF_DATASETS_CACHE
-    config.HF_DATASETS_CACHE = Path(before) / f"mirror-{stamp}"
-    try:
-        yield
-    finally:
-        config.HF_DATASETS_CACHE = before
 
 
 def registered_instruction(task: Any) -> str:

@@ -1,0 +1,26 @@
+"""Copies of the hub's data sets on disk, `MIRROR/OWNER/NAME`, read by the `datasets` library as the hub itself is."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from embedding.files import fingerprint
+
+
+@contextlib.contextmanager
+def cache_of(copy: Path | None) -> Iterator[None]:
+    """Let `datasets` keep what it reads of a copy under the state of its files: by itself it goes by their names alone,
+    and would give an earlier copy's rows for a changed one. None: the hub, nothing is changed."""
+    if copy is None:
+        yield
+        return
+    from datasets import config
+
+    files = sorted(path for path in copy.rglob("*") if path.is_file())
+    stamp = fingerprint({str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
+    before = config.HF_DATASETS_CACHE
+    config.HF_DATASETS_CACHE = Path(before) / f"mirror-{stamp}"
+    try:
+        yield
+    finally:
+        config.HF_DATASETS_CACHE = before
