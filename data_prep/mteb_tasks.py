@@ -98,7 +98,8 @@ def _find(name: str) -> AbsTask:
         raise ValueError(f"mteb has no task {name!r}{suggest(name, _names())}")
     task = mteb.get_task(name)
     if task.metadata.type not in TYPES:
-        raise ValueError(f"{name}: tasks of type {task.metadata.type} are no training data; {', '.join(TYPES)} are")
+        found = task.metadata.type
+        raise ValueError(f"mteb's task {name} is of type {found}, which is no training data; {', '.join(TYPES)} are")
     return task
 
 

@@ -95,7 +95,7 @@ def test_a_hub_data_set_is_known_by_its_commit(mirror: Path) -> None:
     "task, settings, message",
     [
         ("SciFakt", {}, "mteb has no task 'SciFakt'; did you mean 'SciFact'"),
-        ("SummEval", {}, "SummEval: tasks of type Summarization are no training data"),
+        ("SummEval", {}, "mteb's task SummEval is of type Summarization, which is no training data"),
         ("SciFact", {"split": "dev"}, "SciFact/dev: cannot be loaded: .*dev"),
         (
             "STSBenchmark",
