@@ -8,11 +8,13 @@ SHOWN_CHARS = 160
 
 
 def dropped_section(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A card for each reason with some of its rows: where each stands, what showed the fault, and its texts."""
+    """A card for each reason with some of its rows: source and number (as `eyas prepare --explain` takes them), what
+    showed the fault, and the texts."""
     cards = []
     for reason, rows in samples.items():
         lines = "".join(
-            f"<tr><td>{_text(row['place'] or '{source}:{row}'.format(**row))}</td><td>{_text(row['detail'])}</td>"
+            f'<tr><td title="{escape(str(row["place"]))}">{_text("{source}:{row}".format(**row))}</td>'
+            f"<td>{_text(row['detail'])}</td>"
             f"<td>{_text(row['query'])}</td><td>{_text(next(iter(row['positives']), ''))}</td></tr>"
             for row in rows
         )
