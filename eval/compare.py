@@ -94,6 +94,10 @@ def read_cards(paths: Sequence[Path]) -> dict[str, Scorecard]:
     return cards
 
 
+NAME_WIDTH = 16
+"""Of a run or model in the table: its last letters, so that scores fit 80 columns."""
+
+
 def comparison_table(found: Comparison, kept: bool = False) -> RenderableType:
     """The comparison for a terminal: a score and, in green or red, a difference that is more than chance.
 
@@ -102,8 +106,9 @@ def comparison_table(found: Comparison, kept: bool = False) -> RenderableType:
     table = Table(
         title=f"Against {found['runs'][0]}", title_justify="left", caption="~ inside the noise (95 %, paired)"
     )
-    for column in ("task", *found["runs"], *(["kept"] if kept else [])):
-        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    table.add_column("task", overflow="fold")
+    for column in (*found["runs"], *(["kept"] if kept else [])):
+        table.add_column(column[-NAME_WIDTH:], justify="right", no_wrap=True)
     for name, task in found["tasks"].items():
         table.add_row(name, *_cells(task["runs"], kept, task["kind"]))
     table.add_section()

@@ -1,6 +1,7 @@
 """Evaluations while training: when they fall, what they find, and whether that is enough. They change nothing else."""
 
 import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -64,10 +65,11 @@ class Watch:
         """Evaluate after `step` where one is due; whether the student is better than it ever was."""
         if self._evaluate is None or not due(step, self._tracking, self._steps):
             return False
+        begin = time.perf_counter()
         scores = self._evaluate(self.whole(), Ranks(world_size(), rank(), gather_objects))
         if self._copy is not None:
             self._copy.cpu()
-        tracker.evaluation(step, scores)
+        tracker.evaluation(step, scores | {"eval/seconds": time.perf_counter() - begin})
         mean = scores.get("eval/mean")
         if not step or mean is None:
             return False

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from benchmarks.eval_speed import share_of_training
 from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import read_json
@@ -228,6 +229,9 @@ def test_a_part_of_each_task_is_evaluated_while_training(finished: Path) -> None
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in Path("runs/part/metrics.jsonl").read_text().splitlines()]
     means = {line["step"]: line["eval/mean"] for line in lines if "eval/mean" in line}
+    share = share_of_training(Path("runs/part"))
+    assert share["evaluations"] == len(means) == 3
+    assert 0 < share["share"] < 1
     card = read_json(Path("runs/part/scorecard.json"))
     exported = read_json(Path("runs/part/steps/export.json"))["result"]["step"]
     ends = card["curve"]["means"]["task_type"]
