@@ -99,12 +99,19 @@ class Run:
         return self.recipe.output / self.recipe.name
 
     @property
+    def lacks(self) -> str:
+        """Why its result cannot be taken; "" where it was finished, from this very recipe."""
+        config = self.folder / "config.yaml"
+        ended = (self.folder / "scorecard.json").is_file() and read_run(self.folder, self.recipe.output).state == "done"
+        if not ended or not config.is_file():
+            return "not finished"
+        same = config.read_text(encoding="utf-8") == dump_config(self.recipe)
+        return "" if same else "finished from another recipe; the same command does it again"
+
+    @property
     def done(self) -> bool:
         """Whether it was finished, from this very recipe."""
-        config = self.folder / "config.yaml"
-        if not (self.folder / "scorecard.json").is_file() or read_run(self.folder, self.recipe.output).state != "done":
-            return False
-        return config.is_file() and config.read_text(encoding="utf-8") == dump_config(self.recipe)
+        return not self.lacks
 
 
 class Ablation:
@@ -285,7 +292,7 @@ class Ablation:
                 card = read_json(run.folder / "scorecard.json")
                 trials[run.variant].append(Trial(run.seed, card, float(timings["train"])))
             elif run.seed not in self.failed.get(run.variant, {}):
-                self.failed.setdefault(run.variant, {})[run.seed] = "not finished"
+                self.failed.setdefault(run.variant, {})[run.seed] = run.lacks
         found = study(self.config.name, self.baseline, self.variants, trials, self.failed)
         write_text(self.folder / "study.md", markdown(found))
         write_text(self.folder / "study.csv", table_csv(found))
