@@ -14,6 +14,7 @@ HELPERS = {
     "pairs",
     "processes",
     "sides",
+    "steps",
     "compare",
     "eval_peers",
     "eval_sets",

@@ -12,7 +12,8 @@ gemm_fraction    real tokens' operations / seconds / the best fp32 matrix rate
 write_gbps       GB/s of vectors (E = 5,376, float16) into durable shards; disk_gbps: plain writes with one fsync each
 read_gbps, read_rows    random reads of 4,096 vectors: GB/s of stored bytes and vectors/s, from the page cache
 distill_overhead a training step whose teacher vectors (E = 5,376) are read ahead from the store, against the same step
-                 with one kept in memory                                                       aim 1.03
+                 with vectors that are in memory                                               aim 1.03
+teacher_overhead the former against the step without a teacher: no vectors, no match, no map to the teacher's width
 key_bytes        with --keys N: bytes of memory a key takes in the index of a store with N small vectors
 """
 
@@ -21,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,12 +30,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
+from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.common import GEMM_SIZES, arguments, matrix_rate, report, say
-from benchmarks.pairs import TEACHER, docstring_pairs, ranking_rows
+from benchmarks.pairs import TEACHER, docstring_pairs, load_inputs, ranking_rows, write_inputs
+from benchmarks.steps import train_state
 from data_prep.assemble import write_rows
+from data_prep.build import DataConfig
 from data_prep.embed import embed_texts
 from data_prep.tables import Texts
 from data_prep.teacher import TeacherConfig, load_teacher
@@ -41,7 +45,13 @@ from data_prep.vectors import VectorStore
 from embedding.embedder import Embedder
 from embedding.layout import resolve_model
 from embedding.memory import keep_freed_memory
-from train.student import training_flops
+from train.calibrate import calibrate
+from train.losses import InfoNCE, Loss, Match
+from train.optim import build_optimizer
+from train.plan import StagePlan, TeacherVectors, plan_stages
+from train.recipe import ComputeConfig, PretrainedStudent, Recipe, Stage, StudentConfig
+from train.step import TrainState, prepare_work, train_step
+from train.student import Student, build_student, training_flops
 
 MAX_TOKENS = 512
 WIDTH = 5_376
@@ -117,47 +127,63 @@ def store_rates(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def distill_overhead(folder: Path, rows: int, steps: int, batch: int) -> dict[str, Any]:
-    """A step of a small student that matches vectors of E = 5,376: read ahead from the store, or always the same ones.
+def distill_overhead(folder: Path, rows: int, steps: int, rounds: int, batch: int) -> dict[str, Any]:
+    """`train.step.train_step` on the same texts in three ways: teacher vectors (E = 5,376) read ahead from the store,
+    the same kind of vectors always in memory, and no teacher at all. Medians over rounds, in which the three take
+    turns for `steps` steps each.
 
-    The student is all-MiniLM-L6-v2 with a learned map to the teacher's width; what differs is where the vectors are
-    from.
+    The student is all-MiniLM-L6-v2 with a learned map to the teacher's width, InfoNCE and, with vectors, match.
     """
     store = VectorStore.existing(folder / "wide")
-    assert len(store) == rows
-    student = load_teacher(TeacherConfig(model=TEACHER, max_tokens=128))
-    assert isinstance(student, Embedder)
-    student = student.requires_grad_(True).train()
-    up = torch.nn.Linear(student.width, WIDTH, bias=False)
-    optimizer = torch.optim.AdamW([*student.parameters(), *up.parameters()], lr=1e-5)
-    raw = [body for _, body in docstring_pairs(batch)]
-    ids = [row[:128] for row in student.tokenize(raw, [""] * batch)]
-    rng = np.random.default_rng(1)
-    order = [rng.integers(0, rows, batch) for _ in range(2 * steps + 2)]
-    kept = store.read(order[0])
+    teacher = load_teacher(TeacherConfig(model=TEACHER))
+    assert isinstance(teacher, Embedder)
+    write_inputs(folder / "steps", ranking_rows(docstring_pairs(batch * (steps + 1))), teacher, vectors=False)
+    inputs = load_inputs(folder / "steps")
+    place_N = np.random.default_rng(1).integers(0, rows, len(inputs.texts))  # any of the store's stands for a text's
+    kept_NE = store.read(place_N[: 2 * batch])
+    read = {
+        "store": lambda texts: store.read(place_N[texts]),
+        "kept": lambda texts: kept_NE[: len(texts)],
+        "none": None,
+    }
+    accelerator = Accelerator(cpu=True)
+    config = StudentConfig(start=PretrainedStudent(model=TEACHER), max_tokens=128)
+    student = build_student(config, None, 0, width=WIDTH).train()
+    seconds: dict[str, list[float]] = {way: [] for way in read}
+    memory = None
+    for _ in range(rounds):
+        for way, vectors in read.items():
+            losses: list[Loss] = [InfoNCE()] if vectors is None else [InfoNCE(), Match()]
+            stage = Stage(
+                name=way, steps=steps + 1, batch_size=batch, max_tokens=128, learning_rate=1e-5, losses=losses
+            )
+            recipe = Recipe(name=way, data=DataConfig(), teacher=TeacherConfig(), student=config, stages=[stage])
+            plan = plan_stages(recipe, replace(inputs, vectors=vectors))[0]
+            module = student if vectors is not None else Student(student.embedder)
+            memory = memory or calibrate(student, prepare_work(plan.sampler, None, 0).rows, ComputeConfig())
+            state = train_state(accelerator, module, module, build_optimizer(stage, module), plan, memory)
+            seconds[way].append(_steps(state, plan, vectors))
+            say(f"{steps} steps, vectors from {way}: {seconds[way][-1]:.1f} s")
 
-    def step(target_NE: np.ndarray) -> None:
-        optimizer.zero_grad()
-        made_NE = torch.nn.functional.normalize(up(student.embed_rows(ids)), dim=-1)
-        loss = (1 - (made_NE * torch.from_numpy(target_NE)).sum(dim=-1)).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    def ratio(way: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds["store"], seconds[way], strict=True))
 
-    step(kept)
-    seconds: dict[str, list[float]] = {"store": [], "kept": []}
-    with ThreadPoolExecutor(1) as reader:  # as the training loop reads: one batch ahead, in one thread
-        ahead = reader.submit(store.read, order[1])
-        for at in range(steps):  # in turns, so that other work on the machine meets both alike
+    step_seconds = statistics.median(seconds["store"]) / steps
+    return {"distill_overhead": ratio("kept"), "teacher_overhead": ratio("none"), "step_seconds": step_seconds}
 
-            def from_store(after: int = at + 2) -> None:
-                nonlocal ahead
-                target_NE, ahead = ahead.result(), reader.submit(store.read, order[after])
-                step(target_NE)
 
-            seconds["store"].append(_seconds(from_store))
-            seconds["kept"].append(_seconds(lambda: step(kept)))
-    ratios = [one / other for one, other in zip(seconds["store"], seconds["kept"], strict=True)]
-    return {"distill_overhead": statistics.median(ratios), "step_seconds": statistics.median(seconds["kept"])}
+def _steps(state: TrainState, plan: StagePlan, vectors: TeacherVectors | None) -> float:
+    """Seconds of all steps but the first, each batch read ahead in one thread, as the training loop does."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(prepare_work, plan.sampler, vectors, 0)
+        for step in range(plan.steps):
+            work = coming.result()
+            if step == 1:
+                begun = time.perf_counter()
+            if step + 1 < plan.steps:
+                coming = reader.submit(prepare_work, plan.sampler, vectors, step + 1)
+            train_step(state, work)
+        return time.perf_counter() - begun
 
 
 def key_memory(folder: Path, count: int) -> dict[str, Any]:
@@ -219,12 +245,12 @@ def main() -> None:
     options.add_argument("--smoke", action="store_true", help="a few texts, to see that it works")
     given = options.parse_args()
     keep_freed_memory()
-    pairs, rounds, rows, steps, batch = (24, 1, 4_096, 2, 8) if given.smoke else (given.texts // 2, 3, 65_536, 12, 64)
+    pairs, rounds, rows, steps, batch = (24, 1, 4_096, 2, 8) if given.smoke else (given.texts // 2, 3, 65_536, 4, 64)
     with TemporaryDirectory() as name:
         folder = Path(name)
         result = throughput(folder, pairs, rounds, (512,) if given.smoke else GEMM_SIZES)
         result |= store_rates(folder, rows, 3 if given.smoke else 30)
-        result |= distill_overhead(folder, rows, steps, batch)
+        result |= distill_overhead(folder, rows, steps, rounds, batch)
         if given.smoke or given.keys:
             result |= key_memory(folder, given.keys or 100_000)
     report({"benchmark": "embed_throughput", **result}, save=given.save)

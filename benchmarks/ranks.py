@@ -38,17 +38,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.common import arguments, report, say
 from benchmarks.pairs import TEACHER, docstring_pairs, load_inputs, ranking_rows, write_inputs
 from benchmarks.processes import run_alone, run_ranks
+from benchmarks.steps import train_state
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
 from embedding.embedder import Embedder
 from embedding.instruction import Template
-from train.clock import Clock
 from train.distributed import world_size
 from train.loop import train
 from train.losses import InfoNCE, Match
 from train.plan import Inputs, StagePlan, plan_stages
 from train.recipe import BuiltStudent, ComputeConfig, PretrainedStudent, Recipe, Stage, StudentConfig, TrackingConfig
-from train.step import Memory, TrainState, prepare_work, train_step
+from train.step import Memory, prepare_work, train_step
 from train.student import Student, build_student
 
 WORLDS = (1, 2, 3)
@@ -202,29 +202,6 @@ def _sgd(
     state = train_state(accelerator, wrapped, student, optimizer, plan, KEPT)
     lines = [train_step(state, prepare_work(plan.sampler, inputs.vectors, step)) for step in range(steps)]
     return {"loss": [line["loss"] for line in lines], "norm": [line["grad_norm"] for line in lines]}
-
-
-def train_state(
-    accelerator: Accelerator,
-    wrapped: torch.nn.Module,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    plan: StagePlan,
-    memory: Memory,
-) -> TrainState:
-    """What `train_step` needs, as the loop makes it."""
-    return TrainState(
-        accelerator=accelerator,
-        student=wrapped,
-        embedder=student.embedder,
-        optimizer=optimizer,
-        stage=plan.stage,
-        steps=plan.steps,
-        memory=memory,
-        seed=0,
-        clock=Clock(accelerator.device),
-        say=say,
-    )
 
 
 def _bytes_share(

@@ -13,18 +13,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from benchmarks.common import say
 from benchmarks.pairs import TEACHER, load_inputs
+from benchmarks.steps import train_state
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
 from embedding.layout import resolve_model
 from embedding.memory import keep_freed_memory
 from train.calibrate import calibrate
-from train.clock import Clock
 from train.losses import InfoNCE
 from train.plan import Inputs, StagePlan, plan_stages
 from train.recipe import ComputeConfig, PretrainedStudent, Recipe, Stage, StudentConfig
-from train.step import Memory, TrainState, prepare_work, train_step
+from train.step import Memory, prepare_work, train_step
 from train.student import build_student, training_flops
 
 TEMPERATURE = 0.05
@@ -73,18 +72,7 @@ class Ours:
             rows = prepare_work(self.sampler, None, 0).rows
             memory = calibrate(module, rows, ComputeConfig(activation_gib=case.activation_gib))
         optimizer = torch.optim.AdamW([{"params": list(module.parameters()), "base_lr": RATE}], lr=RATE, fused=True)
-        self.state = TrainState(
-            accelerator=accelerator,
-            student=module,
-            embedder=module.embedder,
-            optimizer=optimizer,
-            stage=plan.stage,
-            steps=case.steps,
-            memory=memory,
-            seed=0,
-            clock=Clock(accelerator.device),
-            say=say,
-        )
+        self.state = train_state(accelerator, module, module, optimizer, plan, memory)
 
     def step(self, step: int) -> dict[str, float]:
         """Train on one batch: seconds, real tokens, computed tokens, floating-point operations needed."""

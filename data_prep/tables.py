@@ -155,6 +155,12 @@ class Texts:
         """The language code the source gave; "" for none."""
         return str(self.langs[row])
 
+    def take(self, rows: np.ndarray) -> Self:
+        """The given rows as a table of their own, in memory."""
+        chosen = pa.array(rows)
+        columns = [column.take(chosen) for column in (self.roles, self.tasks, self.texts, self.langs)]
+        return type(self)(pa.table([*self.keys[rows].T, *columns], schema=TEXTS))
+
     def prompted(self, template: Template, rows: np.ndarray) -> tuple[list[str], list[str]]:
         """(prompts, texts) of the given rows, the prompts as `template` makes them."""
         made: dict[tuple[Role, str], str] = {}
