@@ -5,6 +5,7 @@ Tokenizing the next unit of texts and writing the last shard go on beside the co
 Shapes: N texts, E width of the teacher.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,16 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.endpoint import Endpoint, TextRefused
+from data_prep.endpoint import Endpoint, TextsRefused
+from data_prep.opening import open_store, require_same_model
 from data_prep.progress import Meter
-from data_prep.reduce import FILE, Reduction
+from data_prep.reduce import FILE, Reduction, StoreConfig
+from data_prep.refused import Refusals
 from data_prep.tables import Texts
-from data_prep.teacher import AnyTeacher, Imported, Teacher, TeacherConfig, load_teacher, teacher_identity, vector_keys
+from data_prep.teacher import AnyTeacher, Imported, Teacher, TeacherConfig, load_teacher, vector_keys
 from data_prep.units import Rota, Share, cut_units, text_bytes
 from data_prep.vectors import VectorStore, first_rows
 from embedding.embedder import TOKEN_BUDGET, Embedder
-from embedding.files import content_keys, differences, fingerprint, read_manifest
-from embedding.tokens import PROBE
+from embedding.files import fingerprint, read_manifest
 
 SHARD_TEXTS = 2_048
 """Vectors in a shard, at most: what a kill can lose."""
@@ -36,9 +38,8 @@ ENDPOINT_SHARDS = 2
 """Shards that are asked of an endpoint at once, so that it never waits for the last answer of one."""
 UNFINISHED = 4
 """Shards computed and not yet written, at most: bounds memory where the disk is slow."""
-SAME_COSINE = 0.999
-"""An endpoint's vector of one text, asked again, must be this close to the stored one: rounding differs between
-batches and machines, models differ by far more."""
+MOST_REFUSED = 1_000
+"""Refused texts of one process, at most: where there are more, it is not the texts that are wrong."""
 FIT_WAIT_SECONDS = 600.0
 """For so long, the other processes leave the fit of a reduction to the first."""
 
@@ -95,59 +96,22 @@ def embed_texts(
         OSError: the disk is full. Finished shards are kept in either case.
     """
     start = time.perf_counter()
-    work = Pass(config, embedder or load_teacher(config), stores, texts, share)
+    work = Pass(config, embedder or load_teacher(config), stores, texts, share, progress)
     units = cut_units(work.size_N, share.world)
-    absent = work.store.missing(work.keys_N2)
-    work.run(Rota(work.store, work.keys_N2, units, share), absent if progress else None)
+    work.run(Rota(work.store, work.keys_N2, units, share), progress)
+    work.require_all()
     return EmbedReport(
         store=work.store.folder,
         identity=work.store.identity,
         width=work.store.width,
         computed=work.computed,
-        reused=int(len(absent) - absent.sum()),
+        reused=work.reused,
         seconds=time.perf_counter() - start,
         tokens=work.teacher.used_tokens if isinstance(work.teacher, Endpoint) else work.tokens,
         cut=work.cut,
         set_aside=work.store.set_aside,
         note=work.note,
     )
-
-
-def open_store(
-    config: AnyTeacher,
-    teacher: Teacher,
-    stores: Path,
-    texts: Texts | None = None,
-    share: Share = Share(),  # noqa: B008
-) -> tuple[VectorStore, Reduction | None, str]:
-    """The teacher's store below `stores`, its reduction, and why it was begun beside existing ones ("" otherwise).
-
-    Args:
-        texts: what a reduction is fitted to where the store has none yet.
-
-    Raises:
-        ValueError: vectors to import that nobody imported; an endpoint that no longer gives the stored vectors; or a
-            reduction that cannot be fitted.
-    """
-    identity = teacher_identity(config, teacher)
-    folder = stores / fingerprint(identity)
-    manifest = read_manifest(folder)
-    note = "" if manifest else _nearest(stores, identity)
-    if isinstance(teacher, Imported):
-        if manifest is None:
-            raise ValueError(
-                f"{folder}: no vectors of {config.model!r} were imported; run `eyas vectors import` first"
-                + (f" ({note})" if note else "")
-            )
-        teacher.width = int(manifest["width"])
-        return VectorStore.open(folder, identity, teacher.width), None, ""
-    store = VectorStore.open(folder, identity, config.store.pca or teacher.width)
-    reduction = None
-    if config.store.pca:
-        reduction = _reduction(config, teacher, store, texts, share)
-    if isinstance(teacher, Endpoint):
-        _same_endpoint(teacher, store, reduction)
-    return store, reduction, note
 
 
 class Pass:
@@ -160,29 +124,50 @@ class Pass:
         stores: Path,
         texts: Texts,
         share: Share = Share(),  # noqa: B008
+        progress: bool = False,
+        store: VectorStore | None = None,
     ) -> None:
+        """`progress`: show that of a reduction that has to be fitted first; `store`: where it is open already."""
         self.config, self.teacher, self.texts = config, teacher, texts
-        self.store, self.reduction, self.note = open_store(config, teacher, stores, texts, share)
+        self.store, self.note = open_store(config, teacher, stores) if store is None else (store, "")
+        self.refusals = Refusals(self.store.folder)
         keys_N2 = vector_keys(texts, teacher.template)
         self.distinct_N = first_rows(keys_N2)
         """Rows of the texts that are embedded: a teacher that takes bare text may see one in several roles."""
         self.keys_N2 = keys_N2[self.distinct_N]
         self.size_N = text_bytes(texts)[self.distinct_N]
-        self.computed = self.tokens = self.cut = 0
+        self.computed = self.tokens = self.cut = self.refused = 0
+        self.reused = int((~self.store.missing(self.keys_N2)).sum())
+        self._lock = threading.Lock()
+        self.reduction: Reduction | None = None
+        if config.store.pca and not isinstance(teacher, Imported):
+            self.reduction = self._fitted(stores, share, progress)
+        if isinstance(teacher, Endpoint):
+            require_same_model(teacher, self.store, self.reduction)
 
-    def run(self, rota: Rota, absent: np.ndarray | None) -> None:
-        """Do unit after unit; `absent` says which texts have no vector yet, for the progress; None: show nothing."""
+    def run(self, rota: Rota, progress: bool) -> None:
+        """Do unit after unit."""
         mine = texts = 0
-        if absent is not None:
+        if progress:
+            absent = self.store.missing(self.keys_N2)
             texts = int(absent.sum())
             spans = [rota.units[unit] for unit in rota.own]
             mine = sum(int(self.size_N[span][absent[span]].sum(dtype=np.int64)) for span in spans)
         with Meter(texts > 0, mine, texts, self.store.vector_bytes) as meter:
             self._run(rota, meter)
 
+    def require_all(self) -> None:
+        """Say which texts have no vector because the server refused them.
+
+        Raises:
+            ValueError: there are some.
+        """
+        absent = self.store.missing(self.keys_N2)
+        self.refusals.require_none(self.keys_N2[absent], self.distinct_N[absent], len(self.texts))
+
     def _run(self, rota: Rota, meter: Meter) -> None:
         remote = isinstance(self.teacher, Endpoint)
-        jobs: deque[Future[None]] = deque()
+        jobs: deque[Future[int]] = deque()
         # One thread writes (to an endpoint: asks and writes), one tokenizes the next unit.
         with ThreadPoolExecutor(ENDPOINT_SHARDS if remote else 1) as writers, ThreadPoolExecutor(1) as readers:
             try:
@@ -199,16 +184,14 @@ class Pass:
                         if remote:
                             jobs.append(writers.submit(self._compute_and_write, unit, shard, meter))
                         else:
-                            vectors = self._vectors(unit, shard, meter)
-                            jobs.append(writers.submit(self.store.append, self.keys_N2[rows], vectors))
+                            jobs.append(writers.submit(self._write, *self._vectors(unit, shard, meter)))
                         while len(jobs) > UNFINISHED:
-                            jobs.popleft().result()
-                        self.computed += len(rows)
+                            self.computed += jobs.popleft().result()
                         self.tokens += int(unit.lengths[shard].sum())
                         rota.longest_shard = max(rota.longest_shard, time.perf_counter() - began)
                     if stolen:
-                        _finish(jobs)  # before asking again what is missing
-                _finish(jobs)
+                        self._finish(jobs)  # before asking again what is missing
+                self._finish(jobs)
             except BaseException:
                 for job in jobs:
                     job.cancel()
@@ -221,16 +204,18 @@ class Pass:
         ahead: deque[tuple[int, Future[_Unit]]] = deque()
         own = len(rota.own)
         for done, number in enumerate(rota):
-            ahead.append((number, readers.submit(self._prepare, rota.units[number])))
+            ahead.append((number, readers.submit(self._prepare, rota.units[number], done < own)))
             # What another process may be doing meanwhile is not prepared ahead: it would be out of date.
             while len(ahead) > (1 if done < own - 1 else 0):
                 before, future = ahead.popleft()
                 yield before, future.result()
 
-    def _prepare(self, span: slice) -> _Unit:
+    def _prepare(self, span: slice, own: bool) -> _Unit:
         at = np.arange(span.start, span.stop)
         self.store.refresh()
         at = at[self.store.missing(self.keys_N2[at])]
+        if not own:
+            at = at[~self.refusals.among(self.keys_N2[at])]  # their owner has asked
         prompts, raw = self.texts.prompted(self.teacher.template, self.distinct_N[at])
         ids = self.teacher.tokenize(raw, prompts)
         whole = np.array([len(row) for row in ids], dtype=np.int64)
@@ -249,8 +234,8 @@ class Pass:
         # An endpoint's rows are bytes; English has four or five in a token.
         return SHARD_TOKENS * 4 if isinstance(self.teacher, Endpoint) else SHARD_TOKENS
 
-    def _vectors(self, unit: _Unit, shard: slice, meter: Meter) -> np.ndarray:
-        """The vectors of a shard as they are stored: float32 [n, E]."""
+    def _vectors(self, unit: _Unit, shard: slice, meter: Meter) -> tuple[np.ndarray, np.ndarray]:
+        """(which of the distinct texts, their vectors as they are stored: float32 [n, E]) of a shard."""
         parts = [slice(0, shard.stop - shard.start)]
         budget = None
         if isinstance(self.teacher, Embedder):
@@ -258,19 +243,89 @@ class Pass:
             size = PART_CHUNKS * (budget or TOKEN_BUDGET.get(self.teacher.device.type, 16_384))
             parts = list(runs(unit.lengths[shard], SHARD_TEXTS, size))
         ids, rows, lengths = unit.ids[shard], unit.rows[shard], unit.lengths[shard]
-        found = []
+        taken, found = [], []
         for part in parts:
+            gone: list[int] = []
             try:
-                found.append(self.teacher.encode_ids(ids[part], token_budget=budget))
-            except TextRefused as error:
-                row = int(self.distinct_N[rows[part][error.position]])
-                raise ValueError(f"text {row} of {len(self.texts)}: {error}") from None
+                vectors = self.teacher.encode_ids(ids[part], token_budget=budget)
+            except TextsRefused as error:
+                vectors, gone = error.vectors, sorted(error.said)
+                self._note_refusals(rows[part], error.said)
+            taken.append(np.delete(rows[part], gone))
+            found.append(np.delete(vectors, gone, axis=0))
             meter.advance(len(ids[part]), int(lengths[part].sum()), int(self.size_N[rows[part]].sum()))
         vectors = np.concatenate(found)
-        return vectors if self.reduction is None else self.reduction.apply(vectors)
+        return np.concatenate(taken), vectors if self.reduction is None else self.reduction.apply(vectors)
 
-    def _compute_and_write(self, unit: _Unit, shard: slice, meter: Meter) -> None:
-        self.store.append(self.keys_N2[unit.rows[shard]], self._vectors(unit, shard, meter))
+    def _note_refusals(self, rows: np.ndarray, said: dict[int, str]) -> None:
+        for place, words in said.items():
+            self.refusals.add(self.keys_N2[rows[place]], words)
+        with self._lock:
+            self.refused += len(said)
+        if self.refused > MOST_REFUSED:
+            raise ValueError(f"more than {MOST_REFUSED:,} texts were refused, the last: {words}; is the server well?")
+
+    def _write(self, rows: np.ndarray, vectors: np.ndarray) -> int:
+        self.store.append(self.keys_N2[rows], vectors)
+        self.refusals.forget(self.keys_N2[rows])
+        return len(rows)
+
+    def _compute_and_write(self, unit: _Unit, shard: slice, meter: Meter) -> int:
+        return self._write(*self._vectors(unit, shard, meter))
+
+    def _finish(self, jobs: deque[Future[int]]) -> None:
+        while jobs:
+            self.computed += jobs.popleft().result()
+
+    def _fitted(self, stores: Path, share: Share, progress: bool) -> Reduction:
+        """The store's reduction, and in the store whatever the teacher's store of whole vectors has already.
+
+        Where it is yet to be fitted, the processes put a sample of the texts into that other store, as in any pass:
+        killed, it goes on from there.
+        """
+        identity = {name: fact for name, fact in self.store.identity.items() if name != "store"}
+        folder = stores / fingerprint(identity)
+        if (self.store.folder / FILE).is_file():
+            reduction = Reduction.load(self.store.folder)
+            if read_manifest(folder) is not None:
+                self._take_over(VectorStore.open(folder, identity, self.teacher.width), reduction)
+            return reduction
+        if len(self.store):
+            raise ValueError(
+                f"{self.store.folder}: {FILE} is gone, and with it what the stored numbers mean; delete the store"
+            )
+        whole = VectorStore.open(folder, identity, self.teacher.width)
+        config = self.config.model_copy(update={"store": StoreConfig()})
+        count = min(self.config.store.pca_sample, len(self.distinct_N))
+        rows = self.distinct_N[np.unique(np.linspace(0, len(self.distinct_N) - 1, count).astype(np.int64))]
+        sample = Pass(config, self.teacher, stores, self.texts.take(rows), share, store=whole)
+        sample.run(Rota(whole, sample.keys_N2, cut_units(sample.size_N, share.world), share), progress)
+        self.computed, self.tokens, self.cut = sample.computed, sample.tokens, sample.cut
+        reduction = self._fit(sample, share)
+        self._take_over(whole, reduction)
+        return reduction
+
+    def _fit(self, sample: "Pass", share: Share) -> Reduction:
+        waited = time.monotonic()
+        while share.rank > 0 and time.monotonic() - waited < FIT_WAIT_SECONDS:
+            if (self.store.folder / FILE).is_file():
+                return Reduction.load(self.store.folder)
+            time.sleep(0.5)
+        keys_N2 = sample.keys_N2[~sample.store.missing(sample.keys_N2)]  # without refused ones
+        order = np.random.default_rng(0).permutation(len(keys_N2))  # what is measured is of the kind that is fitted
+        assert self.config.store.pca is not None
+        return Reduction.fit(sample.store.rows(keys_N2[order]), self.config.store.pca).save(self.store.folder)
+
+    def _take_over(self, whole: VectorStore, reduction: Reduction) -> None:
+        here = np.flatnonzero(~whole.missing(self.keys_N2))
+        before = self.computed
+        for part in runs(np.ones(len(here)), SHARD_TEXTS, SHARD_TEXTS):
+            self.store.refresh()
+            keys_N2 = self.keys_N2[here[part]]
+            keys_N2 = keys_N2[self.store.missing(keys_N2)]
+            self.store.append(keys_N2, reduction.apply(whole.rows(keys_N2)))
+            self.reused += len(keys_N2)
+        self.reused -= min(before, self.reused)
 
 
 def runs(lengths: np.ndarray, most_texts: int, most_tokens: int) -> Iterator[slice]:
@@ -283,66 +338,3 @@ def runs(lengths: np.ndarray, most_texts: int, most_tokens: int) -> Iterator[sli
         stop = min(max(fitting, start + 1), start + most_texts)
         yield slice(start, stop)
         start = stop
-
-
-def _finish(jobs: deque[Future[None]]) -> None:
-    while jobs:
-        jobs.popleft().result()
-
-
-def _reduction(
-    config: AnyTeacher, teacher: Teacher, store: VectorStore, texts: Texts | None, share: Share
-) -> Reduction:
-    """The store's reduction; fitted to a sample of the texts by the first process that needs it."""
-    waited = time.monotonic()
-    while share.rank > 0 and not (store.folder / FILE).is_file() and time.monotonic() - waited < FIT_WAIT_SECONDS:
-        time.sleep(0.5)
-    if (store.folder / FILE).is_file():
-        return Reduction.load(store.folder)
-    if len(store):
-        raise ValueError(f"{store.folder}: {FILE} is gone, and with it what the stored numbers mean; delete the store")
-    if texts is None:
-        raise ValueError(f"{store.folder}: has no reduction yet; run `eyas embed` first, which fits one")
-    assert config.store.pca is not None
-    keys_N2 = vector_keys(texts, teacher.template)
-    distinct_N = first_rows(keys_N2)
-    count = min(config.store.pca_sample, len(distinct_N))
-    sample = distinct_N[np.unique(np.linspace(0, len(distinct_N) - 1, count).astype(np.int64))]
-    prompts, raw = texts.prompted(teacher.template, sample)
-    vectors_NE = teacher.encode_ids(teacher.tokenize(raw, prompts))
-    order = np.random.default_rng(0).permutation(len(sample))  # what is measured is of the same kind as what is fitted
-    reduction = Reduction.fit(vectors_NE[order], config.store.pca).save(store.folder)
-    for span in runs(np.ones(len(sample)), SHARD_TEXTS, SHARD_TEXTS):
-        store.append(keys_N2[sample[span]], reduction.apply(vectors_NE[span]))
-    return reduction
-
-
-def _same_endpoint(teacher: Endpoint, store: VectorStore, reduction: Reduction | None) -> None:
-    """Keep the vector of one text, and compare it the next time: nobody tells us when a served model changes.
-
-    Raises:
-        ValueError: it is another vector now.
-    """
-    key_12 = content_keys([""], [PROBE])
-    now_1E = teacher.encode_ids(teacher.tokenize([PROBE], [""]))
-    now_1E = now_1E if reduction is None else reduction.apply(now_1E)
-    if store.missing(key_12).any():
-        store.append(key_12, now_1E)
-        return
-    stored_1E = store.rows(key_12)
-    cosine = float((stored_1E * now_1E).sum() / np.linalg.norm(stored_1E) / np.linalg.norm(now_1E))
-    if cosine < SAME_COSINE:
-        raise ValueError(
-            f"{store.folder}: {teacher.config.url} no longer gives the vectors stored here (cosine {cosine:.3f} for "
-            f"{PROBE!r}): the model behind it has changed; set teacher.revision to begin a new store"
-        )
-
-
-def _nearest(stores: Path, identity: dict[str, Any]) -> str:
-    """How the most similar existing store differs: the reason why a new one is begun."""
-    manifests = [read_manifest(folder) for folder in sorted(stores.glob("*")) if folder.is_dir()]
-    others = [differences(identity, manifest["made_from"]) for manifest in manifests if manifest]
-    if not others:
-        return ""
-    nearest = min(others, key=lambda lines: len(lines))
-    return f"a new store, since no existing one fits; nearest: {'; '.join(nearest)}"

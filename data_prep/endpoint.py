@@ -49,12 +49,14 @@ class EndpointConfig(ServerConfig):
         return self.model_copy(update={"max_bytes": None})
 
 
-class TextRefused(ValueError):
-    """The server does not take a text; `position` is its place among the rows given."""
+class TextsRefused(ValueError):
+    """The server does not take some of the texts."""
 
-    def __init__(self, position: int, message: str) -> None:
-        super().__init__(message)
-        self.position = position
+    def __init__(self, said: dict[int, str], vectors_NE: np.ndarray) -> None:
+        """`said`: what it says of each, by its place among the rows given; `vectors_NE`: those of the others, NaN in
+        these rows."""
+        super().__init__(next(iter(said.values())))
+        self.said, self.vectors = said, vectors_NE
 
 
 class Endpoint:
@@ -86,19 +88,24 @@ class Endpoint:
         """Unit vectors of rows of bytes: float32 [N, E]. `token_budget` has no meaning here.
 
         Raises:
-            TextRefused: the server does not take one of the texts.
+            TextsRefused: the server does not take some of the texts; carries the vectors of the others.
             ValueError: a wrong key, a wrong answer, or no answer within the patience.
         """
         texts = [row[: self.max_tokens].tobytes().decode("utf-8", "ignore") for row in ids]
         jobs: list[Future[np.ndarray]] = []
+        refused: dict[int, str] = {}
         with self._server.call() as stop:
             try:
-                jobs += [self._server.pool.submit(self._batch, texts, *span, stop) for span in self._batches(ids)]
+                spans = self._batches(ids)
+                jobs += [self._server.pool.submit(self._batch, texts, *span, stop, refused) for span in spans]
                 parts = [job.result() for job in jobs]
             finally:
                 for job in jobs:
                     job.cancel()
-        return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
+        vectors_NE = np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
+        if refused:
+            raise TextsRefused(refused, vectors_NE)
+        return vectors_NE
 
     def close(self) -> None:
         """Give up what is under way: pauses end, and nothing more is asked."""
@@ -122,8 +129,11 @@ class Endpoint:
                 start, size = at, min(len(row), self.max_tokens)
         return [*spans, (start, len(ids))] if len(ids) else []
 
-    def _batch(self, texts: list[str], start: int, end: int, stop: threading.Event) -> np.ndarray:
-        """The vectors of `texts[start:end]`; a refused batch is halved to find the text."""
+    def _batch(
+        self, texts: list[str], start: int, end: int, stop: threading.Event, refused: dict[int, str]
+    ) -> np.ndarray:
+        """The vectors of `texts[start:end]`; a refused batch is halved to find the text, which is noted in `refused`
+        and has a row of NaN."""
         body: dict[str, Any] = {
             "model": self.config.model,
             "input": texts[start:end],
@@ -138,13 +148,10 @@ class Endpoint:
         except Refused as said:
             if end - start == 1:
                 text = texts[start]
-                raise TextRefused(
-                    start,
-                    f"{self.config.url} refuses the text {text[:60]!r} ({len(text):,} characters): {said}; shorten "
-                    "what is sent with teacher.max_bytes, or take the text out of the data",
-                ) from None
+                refused[start] = f"{self.config.url} refuses the text {text[:60]!r} ({len(text):,} characters): {said}"
+                return np.full((1, self.width), np.nan, dtype=np.float32)
         middle = (start + end) // 2
-        halves = [self._batch(texts, *span, stop) for span in ((start, middle), (middle, end))]
+        halves = [self._batch(texts, *span, stop, refused) for span in ((start, middle), (middle, end))]
         return np.concatenate(halves)
 
     def _vectors(self, answer: httpx.Response, count: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
+from data_prep.refused import Refusals
 from data_prep.tables import Texts
 from data_prep.vectors import VectorStore
 
@@ -80,12 +81,13 @@ class Rota:
 
     def __init__(self, store: VectorStore, keys_N2: np.ndarray, units: Sequence[slice], share: Share) -> None:
         self.store, self.keys_N2, self.units, self.share = store, keys_N2, units, share
+        self.refusals = Refusals(store.folder)
         self.own = list(range(share.rank, len(units), share.world))
         self.longest_shard = 0.0
         """Seconds; the pass keeps it up to date."""
 
     def __iter__(self) -> Iterator[int]:
-        """Our own units, then those that others leave undone; ends when every text has its vector."""
+        """Our own units, then those that others leave undone; ends when every text has its vector or was refused."""
         yield from self.own
         if self.share.world > 1:
             yield from self._left()
@@ -96,7 +98,7 @@ class Rota:
         while True:
             if self.store.refresh():
                 grew = time.monotonic()
-            open_units = [unit for unit in open_units if self.store.missing(self.keys_N2[self.units[unit]]).any()]
+            open_units = [unit for unit in open_units if self._lacks(self.keys_N2[self.units[unit]])]
             if not open_units:
                 return
             owners: dict[int, list[int]] = {}
@@ -111,3 +113,7 @@ class Rota:
                 yield last[self.share.rank % len(last)]
             else:
                 time.sleep(POLL_SECONDS)
+
+    def _lacks(self, keys_n2: np.ndarray) -> bool:
+        absent_m2 = keys_n2[self.store.missing(keys_n2)]
+        return len(absent_m2) > 0 and not self.refusals.among(absent_m2).all()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.embed import Pass
+from data_prep.refused import Refusals
 from data_prep.tables import Texts
 from data_prep.teacher import AnyTeacher, load_teacher, vector_keys
 from data_prep.units import Rota, Share, cut_units, text_bytes
@@ -51,18 +52,20 @@ class Worker:
             "set_aside": store.set_aside,
         }
         self.facts = json.dumps(facts)
+        self.told = (0, 0, 0)
+        """What `__call__` has said of computed vectors, tokens and cut texts so far."""
 
     def __call__(self, batch: ROW) -> ROW:
         """Embed what the units lack: {unit} -> {computed, tokens, cut, facts}, a row for each unit."""
         rows: dict[str, list[Any]] = {"computed": [], "tokens": [], "cut": [], "facts": []}
         for unit in batch["unit"].tolist():
-            before = (self.work.computed, self.work.tokens, self.work.cut)
             rota = Rota(self.work.store, self.work.keys_N2, self.units, Share())
             rota.own = [unit]
-            self.work.run(rota, None)
+            self.work.run(rota, progress=False)
             after = (self.work.computed, self.work.tokens, self.work.cut)
-            for name, now, then in zip(("computed", "tokens", "cut"), after, before, strict=True):
+            for name, now, then in zip(("computed", "tokens", "cut"), after, self.told, strict=True):
                 rows[name].append(now - then)
+            self.told = after
             rows["facts"].append(self.facts)
         return {name: np.array(values) for name, values in rows.items()}
 
@@ -101,7 +104,9 @@ class RayPipeline(Pipeline):
         rows = [row for part in (first, rest) if len(part) for row in make(part)]
         facts = json.loads(rows[0]["facts"])
         store = VectorStore.open(Path(facts["store"]), facts["identity"], facts["width"])
-        if lost := int(store.missing(keys_N2[distinct_N]).sum()):
+        absent = distinct_N[store.missing(keys_N2[distinct_N])]
+        Refusals(store.folder).require_none(keys_N2[absent], absent, len(self.at.texts))
+        if lost := len(absent):
             raise ValueError(
                 f"{store.folder}: {lost} vectors did not arrive; do all nodes of the cluster see this folder?"
             )

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.processes import start
 from data_prep import embed, units
 from data_prep.embed import embed_texts
-from data_prep.reduce import StoreConfig
+from data_prep.reduce import FILE, Reduction, StoreConfig
 from data_prep.tables import Texts
 from data_prep.teacher import TeacherConfig, vector_keys
 from data_prep.units import Share
@@ -26,6 +26,9 @@ PAIRS = [(f"How does {verb} a {noun} work?", f"To {verb} the {noun}, be patient.
          for verb in ("open", "close", "move", "paint") for noun in ("door", "file", "window", "valve", "ship", "rope")
          for length in (1, 3, 6, 12)]  # fmt: skip
 SHARD = 6
+PATIENCE = 600
+"""Seconds: a busy machine is slow, not broken."""
+pytestmark = pytest.mark.timeout(1_800)
 
 
 def work(data: str, stores: str, rank: int, world: int, pca: int | None = None) -> None:
@@ -68,7 +71,7 @@ def test_each_process_computes_its_share(data: Path, teacher: Embedder, tmp_path
     world = 3
     running = [start(work, str(data), str(tmp_path), rank, world) for rank in range(world)]
     for process in running:
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     texts = Texts.load(data)
     check(tmp_path, texts, teacher)
@@ -90,7 +93,7 @@ def test_the_share_of_a_killed_process_and_of_one_that_never_came_is_picked_up(
     kept = sum(int(path.name.split("-")[0]) for path in shards(tmp_path))
     assert 0 < kept < len(texts)
     other = start(work, str(data), str(tmp_path), 0, 3)  # and 2 never comes
-    other.join(120)
+    other.join(PATIENCE)
     assert other.exitcode == 0
     check(tmp_path, texts, teacher)
     assert read_json(tmp_path / "rank-0.json")["computed"] == len(texts) - kept
@@ -103,11 +106,11 @@ def test_a_stopped_process_that_wakes_again_disturbs_nothing(data: Path, teacher
     os.kill(sleeper.pid, signal.SIGSTOP)
     try:
         other = start(work, str(data), str(tmp_path), 0, 2)
-        other.join(120)
+        other.join(PATIENCE)
         assert other.exitcode == 0
     finally:
         os.kill(sleeper.pid, signal.SIGCONT)
-    sleeper.join(60)
+    sleeper.join(PATIENCE)
     assert sleeper.exitcode == 0
     check(tmp_path, Texts.load(data), teacher)
 
@@ -115,7 +118,7 @@ def test_a_stopped_process_that_wakes_again_disturbs_nothing(data: Path, teacher
 def test_one_process_fits_the_reduction_and_the_others_use_it(data: Path, teacher: Embedder, tmp_path: Path) -> None:
     running = [start(work, str(data), str(tmp_path), rank, 2, 24) for rank in range(2)]
     for process in running:
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     stores = {read_json(tmp_path / f"rank-{rank}.json")["store"] for rank in range(2)}
     assert len(stores) == 1
@@ -130,3 +133,22 @@ def test_one_process_fits_the_reduction_and_the_others_use_it(data: Path, teache
     keys = vector_keys(texts, teacher.template)
     found, expected = (VectorStore.existing(path).rows(keys) for path in (tmp_path / stores.pop(), alone.store))
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_a_fit_that_is_killed_goes_on_with_the_sample_it_has(data: Path, teacher: Embedder, tmp_path: Path) -> None:
+    victim = start(work, str(data), str(tmp_path), 0, 1, 24)
+    wait(lambda: len(shards(tmp_path)) >= 3, victim)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    assert not list(tmp_path.glob(f"*/{FILE}")), "it was killed too late"
+    kept = sum(int(path.name.split("-")[0]) for path in shards(tmp_path))
+    assert kept >= 3 * SHARD
+    again = start(work, str(data), str(tmp_path), 0, 1, 24)
+    again.join(PATIENCE)
+    assert again.exitcode == 0
+    done, texts = read_json(tmp_path / "rank-0.json"), Texts.load(data)
+    assert (done["computed"], done["reused"]) == (len(texts) - kept, kept)
+    store = VectorStore.existing(tmp_path / done["store"])
+    expected = Reduction.load(store.folder).apply(teacher.encode(texts.texts.to_pylist()))
+    np.testing.assert_allclose(store.rows(vector_keys(texts, teacher.template)), expected, atol=2e-3)

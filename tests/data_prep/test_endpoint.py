@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 from pydantic import ValidationError
 
 from data_prep import server as room
+from data_prep import units
 from data_prep.embed import embed_texts
-from data_prep.endpoint import Endpoint, EndpointConfig, TextRefused
+from data_prep.endpoint import Endpoint, EndpointConfig, TextsRefused
 from data_prep.tables import Texts
 from data_prep.teacher import vector_keys
+from data_prep.units import Share
 from data_prep.vectors import VectorStore
-from embedding.instruction import Template
+from embedding.instruction import BARE, Template
 from embedding.tokens import PROBE
 from tests.data_prep.server import Answer, Server, answer, expected, good, serving, vector_of
 from tests.data_prep.test_embed import PAIRS, make_texts
@@ -216,7 +219,7 @@ def test_wrong_vectors_are_never_taken(server: Server, behave: Any, message: str
         encode(endpoint, [f"text {i}" for i in range(10)])
 
 
-def test_the_text_that_is_refused_is_found(server: Server) -> None:
+def test_the_texts_that_are_refused_are_found_and_the_others_have_their_vectors(server: Server) -> None:
     def refuse(server: Server, body: dict[str, Any]) -> Answer | None:
         return answer({"error": "too long"}, 413) if any("no!" in text for text in body["input"]) else None
 
@@ -224,11 +227,15 @@ def test_the_text_that_is_refused_is_found(server: Server) -> None:
     endpoint = Endpoint(config(server))
     texts = [f"text {i}" for i in range(40)]
     texts[23] = "no! 23"
-    with pytest.raises(
-        TextRefused, match=r"refuses the text 'no! 23'.*too long; shorten .*teacher\.max_bytes"
-    ) as found:
+    texts[7] = "no! 7"
+    with pytest.raises(TextsRefused, match=r"refuses the text 'no! .*too long") as found:
         encode(endpoint, texts)
-    assert found.value.position == 23
+    assert sorted(found.value.said) == [7, 23]
+    assert "'no! 23' (6 characters)" in found.value.said[23]
+    others = [i for i in range(40) if i not in (7, 23)]
+    np.testing.assert_allclose(found.value.vectors[others], expected([texts[i] for i in others]), atol=1e-6)
+    assert np.isnan(found.value.vectors[[7, 23]]).all()
+    texts[7] = "yes"
     texts[23] = "yes"
     np.testing.assert_allclose(encode(endpoint, texts), expected(texts), atol=1e-6)
 
@@ -288,11 +295,47 @@ def test_a_pass_over_an_endpoint_keeps_what_is_finished(
     assert len(store) == len(texts) + 1  # and the text that shows whether the model is still the same
 
 
-def test_a_refused_text_is_named_by_its_row(server: Server, texts: Texts, tmp_path: Path) -> None:
+def test_a_refused_text_stops_nothing_and_is_named_by_its_row(server: Server, texts: Texts, tmp_path: Path) -> None:
     row = 5
     refused = texts.text(row)
     server.behave = lambda server, body: answer("no", 422) if refused in body["input"] else None
-    with pytest.raises(ValueError, match=rf"text {row} of {len(texts)}: .*refuses the text"):
+    for _ in range(2):  # the second pass asks for nothing else
+        asked = len(server.bodies)
+        with pytest.raises(ValueError, match=rf"1 of {len(texts)} texts were refused .*text {row}: .*refuses the text"):
+            embed_texts(config(server), texts, tmp_path, progress=False)
+    assert sorted({text for body in server.bodies[asked:] for text in body["input"]}) == sorted({PROBE, refused})
+    store = VectorStore.existing(next(tmp_path.glob("*/manifest.json")).parent)
+    keys = vector_keys(texts, BARE)
+    assert np.flatnonzero(store.missing(keys)).tolist() == [row]
+    server.behave = lambda server, body: None  # its limit was raised
+    report = embed_texts(config(server), texts, tmp_path, progress=False)
+    assert report.computed == 1
+    assert not list((store.folder / "refused").iterdir())
+
+
+def test_two_processes_end_where_a_text_is_refused(
+    server: Server, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "POLL_SECONDS", 0.05)
+    refused = {texts.text(row) for row in (3, 20)}
+    server.behave = lambda server, body: answer("no", 400) if refused & set(body["input"]) else None
+
+    def work(rank: int) -> str:
+        with pytest.raises(ValueError, match="texts were refused") as found:
+            embed_texts(config(server), texts, tmp_path, progress=False, share=Share(rank, 2))
+        return str(found.value)
+
+    with ThreadPool(2) as pool:
+        said = pool.map(work, range(2))
+    assert all(f"2 of {len(texts)} texts" in one for one in said)
+
+
+def test_a_server_that_refuses_everything_is_not_asked_for_ever(
+    server: Server, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.embed.MOST_REFUSED", 10)
+    server.behave = lambda server, body: None if body["input"] == [PROBE] else answer("quota", 400)
+    with pytest.raises(ValueError, match=r"more than 10 texts were refused, the last: .*quota"):
         embed_texts(config(server), texts, tmp_path, progress=False)
 
 

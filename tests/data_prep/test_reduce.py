@@ -95,7 +95,7 @@ def test_a_pass_stores_reduced_vectors_and_a_second_one_the_same_kind(
     texts: Texts, teacher: Embedder, tmp_path: Path
 ) -> None:
     config = TeacherConfig(max_tokens=48, store=StoreConfig(dtype="int8", pca=32, pca_sample=100))
-    half = Texts(_table(texts, 110))
+    half = texts.take(np.arange(110))
     first = embed_texts(config, half, tmp_path, progress=False, embedder=teacher)
     assert first.width == 32
     second = embed_texts(config, texts, tmp_path, progress=False, embedder=teacher)
@@ -113,12 +113,26 @@ def test_a_pass_stores_reduced_vectors_and_a_second_one_the_same_kind(
         embed_texts(config, texts, tmp_path, progress=False, embedder=teacher)
 
 
-def _table(texts: Texts, count: int) -> dict[str, object]:
-    columns = {"role": texts.roles, "task": texts.tasks, "text": texts.texts, "lang": texts.langs}
-    taken: dict[str, object] = {name: column.slice(0, count) for name, column in columns.items()}
-    return taken | {"key_hi": _Column(texts.keys[:count, 0]), "key_lo": _Column(texts.keys[:count, 1])}
+def test_the_sample_is_computed_in_the_configured_chunks_and_taken_from_the_store_of_whole_vectors(
+    texts: Texts, teacher: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[int | None] = []
+    encode = teacher.encode_ids
 
+    def noting(ids: list[np.ndarray], *, token_budget: int | None = None) -> np.ndarray:
+        budgets.append(token_budget)
+        return encode(ids, token_budget=token_budget)
 
-class _Column:
-    def __init__(self, values: np.ndarray) -> None:
-        self.to_numpy = lambda: values
+    monkeypatch.setattr(teacher, "encode_ids", noting)
+    settings = {"max_tokens": 48, "token_budget": 96}
+    reduced = TeacherConfig(**settings, store=StoreConfig(pca=32, pca_sample=100))
+    first = embed_texts(reduced, texts, tmp_path, progress=False, embedder=teacher)
+    assert (first.computed, first.reused) == (len(texts), 0)
+    assert set(budgets) == {96}
+    budgets.clear()
+    whole = embed_texts(TeacherConfig(**settings), texts, tmp_path / "b", progress=False, embedder=teacher)
+    assert whole.computed == len(texts)
+    budgets.clear()
+    second = embed_texts(reduced, texts, tmp_path / "b", progress=False, embedder=teacher)
+    assert (second.computed, second.reused) == (0, len(texts))
+    assert not budgets
