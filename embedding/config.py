@@ -100,12 +100,17 @@ def read_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+LISTED = 40
+"""Names that a message lists where none is close to the one given; mteb alone has two thousand tasks."""
+
+
 def suggest(name: str, valid: Sequence[str]) -> str:
-    """The tail of an error message about an unknown `name`: the close valid names, else all of them."""
+    """The tail of an error message about an unknown `name`: the close valid names, else all of them, or the first."""
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; valid: {', '.join(sorted(valid))}" if valid else ""
+    more = f" and {len(valid) - LISTED:,} more" if len(valid) > LISTED else ""
+    return f"; valid: {', '.join(sorted(valid)[:LISTED])}{more}" if valid else ""
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from embedding.config import Config, dump_config, load_config, read_yaml
+from embedding.config import Config, dump_config, load_config, read_yaml, suggest
 
 
 class Square(Config):
@@ -104,3 +104,10 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
 def test_a_commit_that_begins_like_a_number_is_text() -> None:
     assert read_yaml("69e8f12da6e3", "here") == "69e8f12da6e3"
     assert read_yaml("1e-3", "here") == 1e-3
+
+
+def test_a_message_does_not_list_thousands_of_names() -> None:
+    said = suggest("nonsense", [f"Task{n:04}" for n in range(2_000)])
+    assert said.startswith("; valid: Task0000, Task0001,")
+    assert said.endswith(" and 1,960 more")
+    assert suggest("nonsense", ["b", "a"]) == "; valid: a, b"
