@@ -152,15 +152,27 @@ class Experiment:
         Raises:
             RuntimeError: it failed.
         """
+        self.process(["launch", command, self.recipe, *self.overrides(name, settings)], name)
+        return self.work / name
+
+    def process(self, words: Sequence[str], name: str) -> None:
+        """`python -m WORDS` in a process of its own, from the root of the checkout, its output appended to NAME.log.
+
+        Raises:
+            RuntimeError: it failed.
+        """
         self.work.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "launch", command, self.recipe, *self.overrides(name, settings)]
         log = self.work / f"{name}.log"
         with log.open("a", encoding="utf-8") as out:
-            done = subprocess.run(words, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, check=False)
+            done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, stdout=out, stderr=out, check=False)
         if done.returncode:
             end = log.read_text(encoding="utf-8", errors="replace")[-2_000:]
-            raise RuntimeError(f"eyas {command} {name} failed with exit code {done.returncode}:\n{end}")
-        return self.work / name
+            raise RuntimeError(f"{' '.join(words[:3])} ({name}) failed with exit code {done.returncode}:\n{end}")
+
+    def prepared(self) -> Path:
+        """The folder of the prepared data, once a pace is known."""
+        run = next(self.work.glob("pace-*"))
+        return Path(read_json(run / "steps" / "prepare.json")["result"]["outputs"][0])
 
     def pace(self, steps: int) -> Pace:
         """The pace of a run of so many steps; kept, so that a benchmark that goes on plans the same steps."""

@@ -1,0 +1,237 @@
+"""The same student, data and minutes for the product and for sentence-transformers' own distillation.
+
+    python -m benchmarks.versus_st [--minutes 30] [--seeds 0 1 2] [--work FOLDER] [--smoke] [--save]
+
+The student is two of the six layers of all-MiniLM-L6-v2. The product trains `configs/experiments/versus.yaml`; the
+other side trains the very same untrained student on the very same texts with `EmbedDistillLoss` and precomputed
+vectors, through its Trainer (`benchmarks.st_distill`). The minutes hold each side's own pass of the teacher and its
+training; the steps follow from each side's own pace. Learning rate and batch size are searched on both sides over the
+same grid, with the same minutes each, by the held-out part of the training data; what was found is printed. The scores
+are those of one suite: English tasks of six kinds (EYAS_DATA).
+
+Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds;
+`time_to_same`, the smallest share of the minutes after which a product's run is as good as the peer's whole one.
+"""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import yaml
+
+from benchmarks.common import arguments, report, say
+from benchmarks.pairs import TEACHER
+from benchmarks.recipes import SMOKE_STEPS, Experiment, Protocol, protocol, recipe_options, spread
+from benchmarks.st_distill import Settings
+from data_prep.tables import Texts
+from embedding.config import load_config
+from embedding.embedder import Embedder
+from embedding.files import fingerprint, new_folder, read_json, write_json, write_text
+from embedding.layout import resolve_model
+from train.recipe import Recipe
+from train.student import build_student
+
+SEARCH_LIMITS = ("max_rows=100", "max_documents=200")
+"""Of each held-out task that a setting is chosen by."""
+
+
+class Setting(NamedTuple):
+    """What is searched."""
+
+    learning_rate: float
+    batch_size: int
+
+    def words(self) -> tuple[str, ...]:
+        """For `eyas run`."""
+        return f"stages.0.learning_rate={self.learning_rate}", f"stages.0.batch_size={self.batch_size}"
+
+
+class Peer:
+    """Runs of sentence-transformers in processes of their own; what is finished is not done again."""
+
+    def __init__(self, experiment: Experiment, recipe: Recipe, data: Path) -> None:
+        self._experiment, self._recipe = experiment, recipe
+        self.folder = experiment.work / "peer"
+        self._texts = self.folder / "texts.json"
+        if not self._texts.is_file():
+            texts = Texts.load(data / "texts")
+            write_json(self._texts, list(dict.fromkeys(texts.text(row) for row in range(len(texts)))))
+        self._student = self.folder / "untrained"
+        if not self._student.is_dir():
+            student = build_student(recipe.student, Embedder.from_pretrained(TEACHER), recipe.seed)
+            with new_folder(self._student) as folder:
+                student.embedder.save_pretrained(folder)
+
+    def vectors(self) -> dict[str, Any]:
+        """The seconds of the teacher's pass, and the batch size it took."""
+        tokens = self._recipe.stages[0].max_tokens
+        return self._result("vectors", "vectors", Settings(str(resolve_model(TEACHER)), str(self._texts), "", tokens))
+
+    def train(self, name: str, setting: Setting, steps: int, seed: int) -> dict[str, Any]:
+        """A training; its `seconds`, `seconds_per_step` and `overhead`."""
+        stage = self._recipe.stages[0]
+        settings = Settings(
+            model=str(self._student),
+            texts=str(self._texts),
+            out="",
+            max_tokens=stage.max_tokens,
+            vectors=str(self.folder / "vectors" / "vectors.npy"),
+            steps=steps,
+            learning_rate=setting.learning_rate,
+            batch_size=setting.batch_size,
+            warmup=stage.warmup,
+            seed=seed,
+            final_tokens=self._recipe.student.max_tokens,
+        )
+        return self._result(name, "train", settings)
+
+    def _result(self, name: str, what: str, settings: Settings) -> dict[str, Any]:
+        made_from = settings.__dict__ | {"out": str(self.folder / name)}
+        out, path = self.folder / name, self.folder / f"{name}.json"
+        if not (out / "result.json").is_file() or not path.is_file() or read_json(path) != made_from:
+            (out / "result.json").unlink(missing_ok=True)
+            write_json(path, made_from)
+            self._experiment.process(["benchmarks.st_distill", what, str(path)], f"peer-{name}")
+        return dict(read_json(out / "result.json"))
+
+
+def score(experiment: Experiment, model: Path, suite: Path, *limits: str) -> float:
+    """Mean(TaskType) of a model on a suite file or a folder of tasks, kept beside the model."""
+    out = model.parent / f"scores-{fingerprint([str(suite), *limits])}.json"
+    if not out.is_file():
+        words = ["launch", "eval", str(model), *limits, "--suite", str(suite), "--out", str(out)]
+        experiment.process(words, f"eval-{model.parent.name}")
+    return float(read_json(out)["means"]["task_type"])
+
+
+def best(found: Mapping[Setting, float]) -> Setting:
+    """The setting with the best score."""
+    return max(found, key=lambda setting: found[setting])
+
+
+class Versus:
+    """Both sides of one comparison."""
+
+    def __init__(self, given: Namespace, fixed: Protocol) -> None:
+        self.given, self.plan, self.smoke = given, fixed.versus_st, given.smoke
+        self._pace_steps = SMOKE_STEPS if given.smoke else fixed.pace_steps
+        self.experiment = Experiment.of("versus", given)
+        grid = [Setting(rate, size) for size in self.plan.batch_sizes for rate in self.plan.learning_rates]
+        self.grid = [setting._replace(batch_size=8) for setting in grid[:2]] if given.smoke else grid
+        sizes = dict.fromkeys(setting.batch_size for setting in self.grid)
+        of_size = {size: self.experiment.with_settings(f"stages.0.batch_size={size}") for size in sizes}
+        self.paces = {size: experiment.pace(fixed.pace_steps) for size, experiment in of_size.items()}
+        self.vector_seconds = next(iter(self.paces.values())).vector_seconds
+        self.recipe = load_config(Recipe, self.experiment.recipe, self.experiment.overrides("any"))
+        self.data = self.experiment.prepared()
+        self.peer = Peer(self.experiment, self.recipe, self.data)
+        self.peer_vectors = self.peer.vectors()
+        self.peer_paces = {
+            size: self.peer.train(f"pace-{size}", Setting(1e-4, size), self._pace_steps, 0) for size in sizes
+        }
+
+    def our_steps(self, setting: Setting, seconds: float) -> int:
+        """The product's steps that fill so many seconds."""
+        return SMOKE_STEPS if self.smoke else self.paces[setting.batch_size].steps(seconds)
+
+    def their_steps(self, setting: Setting, seconds: float) -> int:
+        """The peer's.
+
+        Raises:
+            ValueError: not even one does.
+        """
+        pace = self.peer_paces[setting.batch_size]
+        steps = int((seconds - pace["overhead"]) / pace["seconds_per_step"])
+        if steps < 1 and not self.smoke:
+            raise ValueError(f"{seconds:.0f} s are left for the peer's training; give more --minutes")
+        return SMOKE_STEPS if self.smoke else steps
+
+    def search(self) -> tuple[dict[Setting, float], dict[Setting, float]]:
+        """Every setting on both sides for the same minutes, scored on the held-out part of the training data."""
+        heldout, seconds = self.data / "heldout", 60 * self.plan.search_minutes
+        ours, theirs = {}, {}
+        for at, setting in enumerate(self.grid):
+            steps = f"stages.0.steps={self.our_steps(setting, seconds)}"
+            run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
+            ours[setting] = score(self.experiment, run / "model", heldout, *SEARCH_LIMITS)
+            self.peer.train(f"search-{at}", setting, self.their_steps(setting, seconds), 0)
+            model = self.peer.folder / f"search-{at}" / "model"
+            theirs[setting] = score(self.experiment, model, heldout, *SEARCH_LIMITS)
+            say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
+        return ours, theirs
+
+    def product(self, setting: Setting, seed: int) -> dict[float, dict[str, Any]]:
+        """The scorecards of the product after each share of the minutes; 1.0 is the whole. A share in which the
+        teacher's pass leaves no time to train is left out."""
+        found = {}
+        for share in (*self.plan.shares, 1.0):
+            left = share * 60 * self.given.minutes - self.vector_seconds
+            if left > self.paces[setting.batch_size].overhead + 1 or share == 1.0 or self.smoke:
+                steps = self.our_steps(setting, left)
+                found[share] = self.experiment.finished(f"ours-{share:g}-s{seed}", seed, steps, *setting.words())
+        return found
+
+    def other(self, setting: Setting, seed: int, suite: Path) -> tuple[float, float]:
+        """The peer's Mean(TaskType) and the seconds it used."""
+        left = 60 * self.given.minutes - self.peer_vectors["seconds"]
+        trained = self.peer.train(f"s{seed}", setting, self.their_steps(setting, left), seed)
+        mean = score(self.experiment, self.peer.folder / f"s{seed}" / "model", suite)
+        return mean, self.peer_vectors["seconds"] + trained["seconds"]
+
+
+def main() -> None:
+    """Run it all."""
+    fixed = protocol()
+    options = arguments(__doc__)
+    recipe_options(options, fixed, fixed.versus_st.minutes)
+    given = options.parse_args()
+    both = Versus(given, fixed)
+    say(f"vectors: {both.vector_seconds:.0f} s, the peer's {both.peer_vectors['seconds']:.0f} s")
+    ours, theirs = both.search()
+    our_setting, their_setting = best(ours), best(theirs)
+    say(f"chosen: {our_setting}, the peer {their_setting}")
+    suite = both.experiment.work / "suite.yaml"
+    write_text(suite, yaml.safe_dump(both.recipe.suite.model_dump(mode="json")))
+    seeds = given.seeds[:1] if given.smoke else given.seeds
+    cards, others = [], []
+    for seed in seeds:
+        cards.append(both.product(our_setting, seed))
+        others.append(both.other(their_setting, seed, suite))
+        say(f"seed {seed}: {points(cards[-1][1.0]):.2f} points, the peer {100 * others[-1][0]:.2f}")
+    curve = {share: fmean(points(of[share]) for of in cards) for share in cards[0]}
+    peer_points = [100 * mean for mean, _ in others]
+    ahead = [points(of[1.0]) - peer for of, peer in zip(cards, peer_points, strict=True)]
+    pace = both.paces[our_setting.batch_size]
+    result = {
+        "benchmark": "versus_st",
+        "points_ahead": fmean(ahead),
+        "sd": spread(ahead),
+        "time_to_same": min((share for share, mean in curve.items() if mean >= fmean(peer_points)), default=None),
+        "points": curve,
+        "points_peer": fmean(peer_points),
+        "points_teacher": points(cards[0][1.0], "teacher"),
+        "points_untrained": points(cards[0][1.0], "untrained"),
+        "each": {"ours": [points(of[1.0]) for of in cards], "peer": peer_points},
+        "seconds": {
+            "ours": [both.vector_seconds + pace.overhead + of[1.0]["train_seconds"] for of in cards],
+            "peer": [seconds for _, seconds in others],
+        },
+        "vector_seconds": {"ours": both.vector_seconds, "peer": both.peer_vectors},
+        "search": {side: {str(tuple(s)): v for s, v in of.items()} for side, of in (("ours", ours), ("peer", theirs))},
+        "chosen": {"ours": our_setting._asdict(), "peer": their_setting._asdict()},
+        "pace": {"ours": pace.__dict__, "peer": both.peer_paces[their_setting.batch_size]},
+        "minutes": given.minutes,
+        "seeds": seeds,
+    }
+    report(result, save=given.save)
+
+
+def points(card: Mapping[str, Any], model: str = "student") -> float:
+    """Mean(TaskType) x 100 of a scorecard."""
+    return 100 * float(card["means"]["task_type"][model])
+
+
+if __name__ == "__main__":
+    main()
