@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from embedding.embedder import Embedder
+from train.four_bit import in_four_bits, require_four_bit
 from train.recipe import Lora
 
 
@@ -17,8 +18,11 @@ def add_adapters(embedder: Embedder, config: Lora) -> None:
     """Put adapters beside linear layers of the backbone; from then on only they are trained.
 
     Raises:
-        ValueError: the model has no layer of the names given.
+        ValueError: the model has no layer of the names given, or 4-bit weights cannot be had here.
     """
+    if config.four_bit:
+        require_four_bit()
+        in_four_bits(embedder.backbone, config.targets or _linear_names(embedder.backbone))
     from peft import LoraConfig, inject_adapter_in_model
 
     backbone: Any = embedder.backbone

@@ -82,6 +82,9 @@ class Lora(Config):
     """The adapters' output is scaled by alpha / rank."""
     targets: list[str] | None = None
     """Names of linear layers, such as q_proj; None: all of them."""
+    four_bit: bool = False
+    """QLoRA (Dettmers 2023, arXiv:2305.14314): the frozen weights of these layers in 4 bits (nf4) while the adapters
+    are trained. Needs a GPU and `pip install 'eyas[qlora]'`; the exported model has the weights that the 4 bits say."""
 
 
 class StudentConfig(Config):
