@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 from rich.console import Console
 
 from data_prep.embed import embed_texts
@@ -21,7 +20,6 @@ from data_prep.vectors_care import rows_stored
 from embedding.config import dump_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, sha256_file, write_json, write_text
-from embedding.instruction import Template
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.mining import mine_negatives
@@ -29,11 +27,11 @@ from launch.prepared import card, prepare_data, prepared_facts
 from launch.runs import keep_finished
 from launch.show import show_run
 from launch.steps import Ledger, Result
-from launch.workspace import Workspace, on_device, parameters
+from launch.workspace import Workspace, on_device, parameters, query_prompts
 from train.checkpoint import newest_checkpoint
 from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
-from train.plan import Inputs, plan_stages
+from train.plan import plan_stages
 from train.recipe import Recipe
 from train.student import finished
 
@@ -240,7 +238,8 @@ class Pipeline:
     @property
     def _exports_best(self) -> bool:
         """Whether the evaluations choose the checkpoint; merged weights were never evaluated while training."""
-        return self.recipe.tracking.export == "best" and self.recipe.merge is None
+        tracking = self.recipe.tracking
+        return (tracking.export == "best" or tracking.floor is not None) and self.recipe.merge is None
 
     def export(self) -> Result:
         """The student as a folder that sentence-transformers loads."""
@@ -252,6 +251,12 @@ class Pipeline:
             if found is None or found.step != self.at.results["train"]["steps"]:
                 self.ledger.forget("train")
                 raise ValueError(f"{self.at.checkpoints}: the last checkpoint is gone or damaged; run it again")
+            floor = self.recipe.tracking.floor
+            if floor is not None and found.facts["best"] is None:
+                raise ValueError(
+                    f"tracking.floor {floor}: already the first evaluation was below it; no model is left; lower the "
+                    "learning rate or evaluate more often, and train with --restart"
+                )
             if self._exports_best and found.facts["best"]:
                 step = int(found.facts["best"][0])
                 found, _ = newest_checkpoint(self.at.checkpoints, self.at.training_facts(), step)
@@ -260,7 +265,8 @@ class Pipeline:
                         f"{self.at.checkpoints}: the checkpoint of step {step}, the best one, is gone or damaged; "
                         "set tracking.export=last, or train with --restart"
                     )
-                self.ledger.say("", f"step {step} had the best Mean(TaskType)")
+                last = "had the best Mean(TaskType)" if floor is None else "is the last one above the floor"
+                self.ledger.say("", f"step {step} {last}")
             student = self.at.new_student()
             student.load_state_dict(found.model)
             model = finished(student, keep_projection=self.recipe.student.keep_projection)
@@ -276,7 +282,7 @@ class Pipeline:
 
         made_from = {"training": self.at.training_facts(), "steps": self.at.results["train"]["steps"]}
         if self._exports_best:
-            made_from["export"] = "best"
+            made_from["export"] = self.recipe.tracking.floor or "best"
         return self.ledger.step("export", made_from, work)
 
     # ------------------------------------------------------------------------------------------ evaluation and report
@@ -389,12 +395,3 @@ class Pipeline:
 def _stamp(path: Path) -> list[int]:
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
-
-
-def query_prompts(inputs: Inputs, template: Template) -> dict[str, str]:
-    """The prompts that a saved model names: each source's, as its first row has it, and `query`, the largest one's."""
-    examples, texts, prompts = inputs.examples, inputs.texts, {}
-    for source in np.argsort(-np.bincount(examples.sources), kind="stable"):
-        row = int(examples.queries[np.argmax(examples.sources == source)])
-        prompts[examples.source_names[source]] = template.prompt(texts.role(row), texts.task(row))
-    return {"query": next(iter(prompts.values())), **prompts}

@@ -11,6 +11,7 @@ from data_prep.tables import Examples, Texts, Tokens
 from data_prep.teacher import NoTeacherConfig, Teacher, load_teacher, vector_keys
 from data_prep.vectors import VectorStore
 from embedding.embedder import Embedder
+from embedding.instruction import Template
 from eval.suite import Suite, entries, load_suite
 from launch.steps import Result
 from train.plan import Inputs, checkpoint_identity
@@ -167,3 +168,12 @@ def on_device(model: Embedder) -> Embedder:
 def parameters(model: torch.nn.Module) -> int:
     """How many numbers a model is made of."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def query_prompts(inputs: Inputs, template: Template) -> dict[str, str]:
+    """The prompts that a saved model names: each source's, as its first row has it, and `query`, the largest one's."""
+    examples, texts, prompts = inputs.examples, inputs.texts, {}
+    for source in np.argsort(-np.bincount(examples.sources), kind="stable"):
+        row = int(examples.queries[np.argmax(examples.sources == source)])
+        prompts[examples.source_names[source]] = template.prompt(texts.role(row), texts.task(row))
+    return {"query": next(iter(prompts.values())), **prompts}

@@ -325,7 +325,7 @@ def _run_stage(
         if stop:
             raise Preempted(f"asked to stop: checkpoint of step {step} is in {job.folder}; run it again to go on")
         if job.watch.enough:
-            tracker.say(f"stopped at step {step}: {tracking.patience} evaluations without a better mean")
+            tracker.say(f"stopped at step {step}: {job.watch.why}")
             break
         state.clock.lap("rest")
     return metrics

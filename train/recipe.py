@@ -184,6 +184,9 @@ class TrackingConfig(Config):
     """Which checkpoint becomes the model: the last one, or the one with the best Mean(TaskType) while training."""
     patience: int | None = Field(default=None, ge=1)
     """Stop early after so many evaluations in a row that were not better than the best; None: never."""
+    floor: float | None = Field(default=None, gt=0, le=1)
+    """A guard against forgetting: the training ends when Mean(TaskType) falls below this share of what it was before
+    the first step, and the last checkpoint above becomes the model. None: no guard."""
     wandb: bool = False
     """Also log to wandb: offline where there is no key."""
 
@@ -196,14 +199,18 @@ class TrackingConfig(Config):
 
     @model_validator(mode="after")
     def _needs_scores(self) -> "TrackingConfig":
-        if not self.evaluate_every and (self.export == "best" or self.patience):
-            raise ValueError("export: best and patience need evaluations while training; set evaluate_every")
+        if not self.evaluate_every and self.decides:
+            raise ValueError("export: best, patience and floor need evaluations while training; set evaluate_every")
+        if self.floor is not None and (self.export == "best" or self.patience):
+            raise ValueError(
+                "floor chooses the last good checkpoint, export: best and patience the best; give one of them"
+            )
         return self
 
     @property
     def decides(self) -> bool:
         """Whether evaluations decide which weights come out; else they only watch."""
-        return self.export == "best" or self.patience is not None
+        return self.export == "best" or self.patience is not None or self.floor is not None
 
 
 class ComputeConfig(Config):
@@ -272,4 +279,6 @@ class Recipe(Config):
         for name in self.merge.of if self.merge else []:
             if name not in names:
                 raise ValueError(f"merge.of: no stage is called {name!r}; the stages are {', '.join(names)}")
+        if self.merge and self.tracking.floor is not None:
+            raise ValueError("tracking.floor chooses a checkpoint, and merge makes another model; give one of them")
         return self

@@ -37,12 +37,14 @@ class Watch:
         self._copy = copy.deepcopy(embedder).cpu() if sharded else None
         self._best: tuple[int, float] | None = None
         self._worse = 0
+        self._means: tuple[float, float] | None = None
+        """Before the first step, and the latest."""
         self.ended: int | None = None
         """The step at which the training ended early."""
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best evaluation so far."""
+        """The step of the best evaluation so far; with a floor, of the last one above it."""
         return self._best[0] if self._best else None
 
     @property
@@ -50,15 +52,27 @@ class Watch:
         """Whether the training ends early."""
         return self.ended is not None
 
+    @property
+    def why(self) -> str | None:
+        """What the evaluations so far say against going on; None: nothing."""
+        patience, floor = self._tracking.patience, self._tracking.floor
+        if patience is not None and self._worse >= patience:
+            return f"{patience} evaluations without a better mean"
+        if floor is not None and self._means is not None and self._means[1] < floor * self._means[0]:
+            return f"the mean fell from {self._means[0]:.4f} to {self._means[1]:.4f}, below the floor of {floor:.1%}"
+        return None
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
-        return {"best": self._best, "worse": self._worse, "ended": self.ended}
+        return {"best": self._best, "worse": self._worse, "ended": self.ended, "means": self._means}
 
     def load(self, facts: dict[str, Any]) -> None:
         """Go on from the facts of a checkpoint."""
         best, self._worse, self.ended = facts["best"], facts["worse"], facts["ended"]
         self._best = (int(best[0]), float(best[1])) if best else None
-        if self.ended is not None and (self._tracking.patience is None or self._worse < self._tracking.patience):
+        means = facts.get("means")
+        self._means = (float(means[0]), float(means[1])) if means else None
+        if self.ended is not None and self.why is None:
             self.ended = None  # the recipe has become more patient
 
     def look(self, step: int, tracker: Tracker) -> bool:
@@ -71,13 +85,19 @@ class Watch:
             self._copy.cpu()
         tracker.evaluation(step, scores | {"eval/seconds": time.perf_counter() - begin})
         mean = scores.get("eval/mean")
-        if not step or mean is None:
+        if mean is None:
             return False
-        better = self._best is None or mean > self._best[1]
+        self._means = (self._means[0] if self._means else mean, mean)
+        if not step:
+            return False
+        if self._tracking.floor is not None:
+            better = self.why is None  # not better, but good enough to be the model
+        else:
+            better = self._best is None or mean > self._best[1]
         if better:
             self._best = (step, mean)
         self._worse = 0 if better else self._worse + 1
-        if self._tracking.patience is not None and self._worse >= self._tracking.patience and step < self._steps:
+        if self.why is not None and step < self._steps:
             self.ended = step
         return better
 

@@ -78,3 +78,29 @@ def test_when_an_evaluation_is_due(every: float, steps: int, expected: list[int]
     assert [step for step in range(steps + 1) if due(step, watching, steps)] == expected
     deciding = TrackingConfig(evaluate_every=every, export="best")
     assert [step for step in range(steps + 1) if due(step, deciding, steps)] == [*expected, steps]
+
+
+def test_a_floor_ends_the_training_where_too_much_is_forgotten_and_keeps_the_last_good_checkpoint(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    judge = Judge(0.8, 0.9, 0.77, 0.75)  # 95 % of 0.8 are 0.76
+    report, made_from = run(judge, inputs, teacher, student_config, tmp_path, floor=0.95)
+    assert (report.steps, len(judge.seen)) == (6, 4)
+    again, _ = run(Judge(), inputs, teacher, student_config, tmp_path, floor=0.95)
+    assert (again.resumed_from, again.steps) == (6, 0)
+    last, _ = newest_checkpoint(tmp_path / "checkpoints", made_from)
+    assert last is not None
+    assert last.facts["best"] == [4, 0.77]
+    good, _ = newest_checkpoint(tmp_path / "checkpoints", made_from, 4)
+    assert good is not None
+    for name, tensor in judge.seen[2].items():
+        assert torch.equal(good.model[f"embedder.{name}"], tensor), name
+    lower, _ = run(Judge(0.75), inputs, teacher, student_config, tmp_path, floor=0.9)
+    assert lower.resumed_from + lower.steps == 8
+
+
+def test_a_floor_needs_evaluations_and_no_other_choice_of_checkpoint() -> None:
+    with pytest.raises(ValueError, match="need evaluations while training"):
+        TrackingConfig(floor=0.9)
+    with pytest.raises(ValueError, match="give one of them"):
+        TrackingConfig(floor=0.9, evaluate_every=2, export="best")
