@@ -171,8 +171,8 @@ class Experiment:
 
     def prepared(self) -> Path:
         """The folder of the prepared data, once a pace is known."""
-        run = next(self.work.glob("pace-*"))
-        return Path(read_json(run / "steps" / "prepare.json")["result"]["outputs"][0])
+        record = next(self.work.glob("pace-*/steps/prepare.json"))
+        return Path(read_json(record)["result"]["outputs"][0])
 
     def pace(self, steps: int) -> Pace:
         """The pace of a run of so many steps; kept, so that a benchmark that goes on plans the same steps."""

@@ -28,7 +28,7 @@ from benchmarks.st_distill import Settings
 from data_prep.tables import Texts
 from embedding.config import load_config
 from embedding.embedder import Embedder
-from embedding.files import fingerprint, new_folder, read_json, write_json, write_text
+from embedding.files import fingerprint, new_folder, read_json, sha256_file, write_json, write_text
 from embedding.layout import resolve_model
 from train.recipe import Recipe
 from train.student import build_student
@@ -98,8 +98,9 @@ class Peer:
 
 
 def score(experiment: Experiment, model: Path, suite: Path, *limits: str) -> float:
-    """Mean(TaskType) of a model on a suite file or a folder of tasks, kept beside the model."""
-    out = model.parent / f"scores-{fingerprint([str(suite), *limits])}.json"
+    """Mean(TaskType) of a model on a suite file or a folder of tasks, kept beside the model for just these weights."""
+    weights = sha256_file(model / "model.safetensors")
+    out = model.parent / f"scores-{fingerprint([weights, str(suite), *limits])}.json"
     if not out.is_file():
         words = ["launch", "eval", str(model), *limits, "--suite", str(suite), "--out", str(out)]
         experiment.process(words, f"eval-{model.parent.name}")
