@@ -68,7 +68,7 @@ def _timed(work: Any) -> tuple[float, Any]:
     return time.perf_counter() - begin, found
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class Clock(TrainerCallback):
     """When each step ended."""
 
     def __init__(self) -> None:

@@ -70,7 +70,7 @@ class FourBitLinear(nn.Linear):
         if self._packed is not None and f"{prefix}weight" in state_dict:
             self._pack(state_dict[f"{prefix}weight"].to(self._packed.device))
             state_dict = {**state_dict, f"{prefix}weight": self.weight.detach()}
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def in_four_bits(backbone: nn.Module, names: Sequence[str]) -> None:
