@@ -88,7 +88,8 @@ def test_a_batch_holds_no_more_bytes_than_it_may_and_a_longer_text_goes_alone(se
 def test_a_rate_is_kept(server: Server) -> None:
     endpoint = Endpoint(config(server, batch_texts=1, concurrency=4, requests_per_minute=600))
     encode(endpoint, [f"text {i}" for i in range(6)])
-    assert np.diff(sorted(server.times)).min() > 0.08  # one in 0.1 s
+    # Five pauses of 0.1 s; a single one may look shorter where the server's threads wait for a processor.
+    assert np.ptp(server.times) > 0.4
 
 
 def test_a_cut_in_bytes_ends_before_a_character_not_in_it(server: Server) -> None:
