@@ -21,7 +21,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +49,7 @@ from train.losses import InfoNCE, Loss, Match
 from train.optim import build_optimizer
 from train.plan import StagePlan, TeacherVectors, plan_stages
 from train.recipe import ComputeConfig, PretrainedStudent, Recipe, Stage, StudentConfig
-from train.step import TrainState, prepare_work, train_step
+from train.step import TrainState, prepare_work, read_ahead, train_step
 from train.student import Student, build_student, training_flops
 
 MAX_TOKENS = 512
@@ -173,17 +172,12 @@ def distill_overhead(folder: Path, rows: int, steps: int, rounds: int, batch: in
 
 
 def _steps(state: TrainState, plan: StagePlan, vectors: TeacherVectors | None) -> float:
-    """Seconds of all steps but the first, each batch read ahead in one thread, as the training loop does."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(prepare_work, plan.sampler, vectors, 0)
-        for step in range(plan.steps):
-            work = coming.result()
-            if step == 1:
-                begun = time.perf_counter()
-            if step + 1 < plan.steps:
-                coming = reader.submit(prepare_work, plan.sampler, vectors, step + 1)
-            train_step(state, work)
-        return time.perf_counter() - begun
+    """Seconds of all steps but the first."""
+    for work in read_ahead(plan.sampler, vectors, range(plan.steps)):
+        if work.batch.step == 1:
+            begun = time.perf_counter()
+        train_step(state, work)
+    return time.perf_counter() - begun
 
 
 def key_memory(folder: Path, count: int) -> dict[str, Any]:

@@ -6,7 +6,6 @@ without them.
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -238,8 +237,7 @@ class Pipeline:
     @property
     def _exports_best(self) -> bool:
         """Whether the evaluations choose the checkpoint; merged weights were never evaluated while training."""
-        tracking = self.recipe.tracking
-        return (tracking.export == "best" or tracking.floor is not None) and self.recipe.merge is None
+        return self.recipe.tracking.chooses and self.recipe.merge is None
 
     def export(self) -> Result:
         """The student as a folder that sentence-transformers loads."""
@@ -314,15 +312,18 @@ class Pipeline:
 
         def work() -> Result:
             student = Embedder.from_pretrained(self.at.model)
-            kept = partial(kept_scores, self.at.cache / "scores", self.at.suite)
-            scores = (
-                kept({"suite": suite, "model": teacher}, reference),
-                kept({"suite": suite, "model": untrained}, self._beginning),
-                measured(on_device(student), self.at.suite, self.at.suite.views),
+            cache = self.at.cache / "scores"
+            others = (
+                ({"suite": suite, "model": teacher}, reference),
+                ({"suite": suite, "model": untrained}, self._beginning),
             )
+            of_teacher, of_untrained = (kept_scores(cache, self.at.suite, *other) for other in others)
+            scores = (of_teacher, of_untrained, measured(on_device(student), self.at.suite, self.at.suite.views))
             outputs = [self.at.folder / name for name in ("scorecard.json", "looks.json")]
-            ends = curve_ends(self.at.watched, self.at.suite, reference, self._beginning, student)
-            write_json(outputs[0], scorecard(*scores, facts=self._scorecard_facts(student)) | ends)
+            card = scorecard(*scores, facts=self._scorecard_facts(student))
+            if rows := self.recipe.tracking.watched_rows:
+                card |= curve_ends(cache, self.at.watched, rows, others, student)
+            write_json(outputs[0], card)
             write_json(outputs[1], side_by_side(self.at.suite, scores[0]["look"], scores[2]["look"]))
             if corpus := self.at.searched:
                 outputs.append(self.at.folder / "searches.json")
@@ -335,7 +336,7 @@ class Pipeline:
             "untrained": untrained,
             "student": self.at.results["export"]["identity"],
             "queries": list(self.queries),
-            "watched": self.recipe.tracking.evaluate_rows,
+            "watched": self.recipe.tracking.watched_rows,
         }
         return self.ledger.step("evaluate", made_from, work)
 

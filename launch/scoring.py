@@ -11,7 +11,7 @@ from eval.evaluate import Scores, encode, evaluate, score
 from eval.looks import look
 from eval.ranks import ALONE, Ranks
 from eval.scorecard import scorecard
-from eval.speed import measure
+from eval.speed import measure as measure_speed
 from eval.suite import Suite, SuiteConfig
 from eval.views import View
 
@@ -26,7 +26,21 @@ def suite_facts(config: SuiteConfig, folder: Path) -> dict[str, Any]:
     return {"config": config.model_dump(mode="json"), "files": fingerprint(contents)}
 
 
-def kept_scores(cache: Path, suite: Suite, made_from: dict[str, Any], model: Callable[[], TextEncoder]) -> Scores:
+def measured(model: TextEncoder, suite: Suite, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
+    """The scores of a model with its `speed` (`eval.speed`; {} for one behind an endpoint, whose speed is that of its
+    server) and a `look` at it (`eval.looks`). Every rank must ask."""
+    encoded = encode(model, suite, ranks)
+    speed = measure_speed(model) if isinstance(model, Embedder) else {}
+    return score(encoded, views, ranks) | {"speed": speed, "look": look(encoded)}
+
+
+def kept_scores(
+    cache: Path,
+    suite: Suite,
+    made_from: dict[str, Any],
+    model: Callable[[], TextEncoder],
+    measure: Callable[[TextEncoder, Suite], Scores] = measured,
+) -> Scores:
     """The scores that `cache` keeps under the fingerprint of `made_from`; else `model` is measured and they are kept.
 
     Scores with a failed task are not kept: the next run tries again.
@@ -35,32 +49,26 @@ def kept_scores(cache: Path, suite: Suite, made_from: dict[str, Any], model: Cal
     path = cache / f"{fingerprint(made_from)}.json"
     if path.is_file():
         return dict(read_json(path)["scores"])
-    scores = measured(model(), suite)
+    scores = measure(model(), suite)
     if not any("failed" in task for task in scores["tasks"].values()):
         write_json(path, {"made_from": made_from, "scores": scores})
     return scores
 
 
-def measured(model: TextEncoder, suite: Suite, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
-    """The scores of a model with its `speed` (`eval.speed`; {} for one behind an endpoint, whose speed is that of its
-    server) and a `look` at it (`eval.looks`). Every rank must ask."""
-    encoded = encode(model, suite, ranks)
-    speed = measure(model) if isinstance(model, Embedder) else {}
-    return score(encoded, views, ranks) | {"speed": speed, "look": look(encoded)}
-
-
 def curve_ends(
+    cache: Path,
     watched: Suite,
-    suite: Suite,
-    teacher: Callable[[], TextEncoder],
-    untrained: Callable[[], TextEncoder],
+    rows: int,
+    others: Sequence[tuple[dict[str, Any], Callable[[], TextEncoder]]],
     student: TextEncoder,
 ) -> dict[str, Any]:
-    """Where learning curves begin and end, for the scorecard: {curve: {kinds, means}} on the smaller suite that was
-    watched while training; {} where that was the whole one."""
-    if watched is suite:
-        return {}
-    card = scorecard(evaluate(teacher(), watched), evaluate(untrained(), watched), evaluate(student, watched))
+    """Where learning curves begin and end, for the scorecard: {curve: {kinds, means}} on the part of the suite that was
+    watched while training, `rows` of each task. `others`: teacher and untrained student, as `kept_scores` takes them.
+    """
+    of_teacher, of_untrained = (
+        kept_scores(cache, watched, made_from | {"rows": rows}, model, evaluate) for made_from, model in others
+    )
+    card = scorecard(of_teacher, of_untrained, evaluate(student, watched))
     return {"curve": {name: card[name] for name in ("kinds", "means")}}
 
 

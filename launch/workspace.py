@@ -142,8 +142,8 @@ class Workspace:
     @cached_property
     def watched(self) -> Suite:
         """What is evaluated while training: the suite, or `tracking.evaluate_rows` of each of its tasks."""
-        tracking, suite = self.recipe.tracking, self.recipe.suite
-        if (rows := tracking.evaluate_rows) is None or not tracking.evaluate_every:
+        suite = self.recipe.suite
+        if (rows := self.recipe.tracking.watched_rows) is None:
             return self.suite
         limits = {
             "max_rows": min(rows, suite.max_rows or rows),

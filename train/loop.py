@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,7 +48,7 @@ from train.recipe import BuiltStudent, Recipe
 from train.spikes import SpikeGuard
 from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
 from train.static_start import static_start
-from train.step import Memory, TrainState, Work, prepare_work, train_step
+from train.step import Memory, TrainState, prepare_work, read_ahead, train_step
 from train.student import Student, pca_projection
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
@@ -306,7 +305,7 @@ def _run_stage(
 ) -> dict[str, float]:
     """The steps of one stage from `begin`, a step of the whole run; returns the last step's metrics."""
     tracking, metrics = job.recipe.tracking, {}
-    for work in _read_ahead(job.inputs, plan, begin):
+    for work in read_ahead(plan.sampler, job.inputs.vectors, range(begin - plan.start, plan.steps)):
         state.clock.lap("data")
         step = plan.start + work.batch.step + 1
         state.probe = tracker.due(step)
@@ -340,18 +339,6 @@ def _sample(plan: StagePlan, inputs: Inputs) -> tuple[list[np.ndarray], np.ndarr
         if len(texts) >= STATIC_TEXTS:
             break
     return [plan.sampler.ids(int(text)) for text in texts], inputs.vectors(texts)
-
-
-def _read_ahead(inputs: Inputs, plan: StagePlan, begin: int) -> Iterator[Work]:
-    """The work of each step from `begin`, the next one prepared while the current one runs."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
-        steps = range(begin - plan.start, plan.steps)
-        coming = reader.submit(prepare_work, plan.sampler, inputs.vectors, steps[0])
-        for step in steps:
-            work = coming.result()
-            if step + 1 < plan.steps:
-                coming = reader.submit(prepare_work, plan.sampler, inputs.vectors, step + 1)
-            yield work
 
 
 @contextmanager

@@ -201,7 +201,7 @@ class TrackingConfig(Config):
     def _needs_scores(self) -> "TrackingConfig":
         if not self.evaluate_every and self.decides:
             raise ValueError("export: best, patience and floor need evaluations while training; set evaluate_every")
-        if self.floor is not None and (self.export == "best" or self.patience):
+        if self.floor is not None and (self.export == "best" or self.patience is not None):
             raise ValueError(
                 "floor chooses the last good checkpoint, export: best and patience the best; give one of them"
             )
@@ -210,7 +210,17 @@ class TrackingConfig(Config):
     @property
     def decides(self) -> bool:
         """Whether evaluations decide which weights come out; else they only watch."""
-        return self.export == "best" or self.patience is not None or self.floor is not None
+        return self.chooses or self.patience is not None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether evaluations choose which checkpoint becomes the model."""
+        return self.export == "best" or self.floor is not None
+
+    @property
+    def watched_rows(self) -> int | None:
+        """`evaluate_rows` where anything is evaluated while training."""
+        return self.evaluate_rows if self.evaluate_every else None
 
 
 class ComputeConfig(Config):

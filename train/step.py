@@ -4,7 +4,8 @@ Shapes: N texts of the global batch, n of them on this rank, D student width, E 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -103,6 +104,17 @@ def prepare_work(sampler: Sampler, vectors: TeacherVectors | None, step: int) ->
     texts = batch.text_N[mine.mine_n]
     teacher = None if vectors is None else torch.from_numpy(vectors(texts))
     return Work(batch, mine, [sampler.ids(int(text)) for text in texts], teacher)
+
+
+def read_ahead(sampler: Sampler, vectors: TeacherVectors | None, steps: range) -> Iterator[Work]:
+    """The work of each of some steps, at least one, the next one prepared while the current one runs."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
+        coming = reader.submit(prepare_work, sampler, vectors, steps[0])
+        for step in steps:
+            work = coming.result()
+            if step + 1 < steps.stop:
+                coming = reader.submit(prepare_work, sampler, vectors, step + 1)
+            yield work
 
 
 def train_step(state: TrainState, work: Work) -> dict[str, float]:
