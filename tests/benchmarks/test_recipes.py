@@ -1,9 +1,6 @@
 """The benchmarks of recipes, at their smallest size: real runs of the product, in processes of their own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +10,19 @@ from benchmarks.recipes import Pace, kept, protocol, steps_logged
 from embedding.config import load_config
 from train.recipe import Recipe
 
-ROOT = Path(__file__).parents[2]
-
-
-def smoke(name: str, work: Path, *words: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--work", str(work), *words]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+from .conftest import smoke
 
 
 @pytest.mark.timeout(900)
 def test_a_decoder_is_measured_and_a_second_call_does_nothing_again(eyas_data: Path, tmp_path: Path) -> None:
-    found = smoke("decoder", tmp_path)
+    found = smoke("decoder", "--work", str(tmp_path))
     assert 0 < found["retention"] <= 1.5
     assert found["sd"] is None
     assert set(found["kinds"]) == {"sts", "classification"}
     assert found["parameters"]["student"] <= 19_000_000
     run = tmp_path / "decoder-smoke" / "decoder-s0"
     trained = (run / "metrics.jsonl").stat().st_mtime_ns
-    again = smoke("decoder", tmp_path)
+    again = smoke("decoder", "--work", str(tmp_path))
     assert again["retention"] == found["retention"]
     assert again["steps"] == found["steps"]
     assert (run / "metrics.jsonl").stat().st_mtime_ns == trained
@@ -94,7 +84,7 @@ def test_the_protocol_names_layers_of_the_teacher() -> None:
 
 @pytest.mark.timeout(900)
 def test_the_retention_of_a_depth_is_measured(eyas_data: Path, tmp_path: Path) -> None:
-    found = smoke("retention", tmp_path, "--layers", "1")
+    found = smoke("retention", "--work", str(tmp_path), "--layers", "1")
     assert 0 < found["layers_1"] <= 1.5
     assert found["sd"] == {"layers_1": None}
     assert set(found["worst_kind"]["layers_1"]) == {"kind", "retention"}

@@ -1,9 +1,5 @@
 """The benchmark against sentence-transformers: its arithmetic by hand, and both sides in small with real processes."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +8,8 @@ from benchmarks.compare import summarize
 from benchmarks.sides import Case, distinct
 from benchmarks.train_throughput import result_of
 
-ROOT = Path(__file__).parents[2]
+from .conftest import smoke
+
 CASE = Case("docstrings_256", "", "", 256, batch=10, steps=3)
 
 
@@ -45,10 +42,7 @@ def test_no_text_stands_in_two_pairs() -> None:
 
 
 def test_both_sides_run_and_count_the_same_tokens() -> None:
-    words = [sys.executable, "-m", "benchmarks.train_throughput", "--smoke"]
-    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
-    assert run.returncode == 0, run.stderr[-3000:]
-    result = json.loads(run.stdout.splitlines()[-1])
+    result = smoke("train_throughput", timeout=280)
     assert result["ratio_docstrings_256"] > 0
     assert result["memory_ratio"] > 0
     theirs = result["cases"]["docstrings_256"]["theirs"]

@@ -58,6 +58,24 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+class Killed(Exception):
+    """What stands for a kill in the middle of reading."""
+
+
+def dying(inputs: Inputs, after: int) -> Inputs:
+    """The inputs, of which the teacher's vectors can be read so many times only."""
+    assert inputs.vectors is not None
+    vectors, calls = inputs.vectors, []
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) > after:
+            raise Killed
+        return vectors(rows)
+
+    return replace(inputs, vectors=read)
+
+
 def test_it_learns_and_says_so(
     inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
 ) -> None:
@@ -82,22 +100,9 @@ def test_a_killed_run_ends_bit_for_bit_where_the_undisturbed_one_does(
     recipe = make_recipe(student_config, stage(), stage(name="second", steps=4, learning_rate=1e-3))
     whole = build_student(recipe.student, teacher, recipe.seed)
     train(recipe, whole, inputs, tmp_path / "whole")
-
-    class Killed(Exception):
-        pass
-
-    assert inputs.vectors is not None
-    vectors, calls = inputs.vectors, []
-
-    def dying(rows: np.ndarray) -> np.ndarray:
-        calls.append(1)
-        if len(calls) > stop:
-            raise Killed
-        return vectors(rows)
-
     first = build_student(recipe.student, teacher, recipe.seed)
     with pytest.raises(Killed):
-        train(recipe, first, replace(inputs, vectors=dying), tmp_path / "killed")
+        train(recipe, first, dying(inputs, stop), tmp_path / "killed")
     second = build_student(recipe.student, teacher, recipe.seed)
     report = train(recipe, second, inputs, tmp_path / "killed")
     assert report.resumed_from == stop // 4 * 4 if stop < 8 else report.resumed_from == 8
@@ -112,17 +117,8 @@ def test_a_resumed_run_takes_a_lowered_budget_and_not_a_raised_one(
     recipe = make_recipe(student_config, stage())
     undisturbed = build_student(recipe.student, teacher, recipe.seed)
     train(recipe, undisturbed, inputs, tmp_path / "whole")
-    assert inputs.vectors is not None
-    vectors, calls = inputs.vectors, []
-
-    def dying(rows: np.ndarray) -> np.ndarray:
-        calls.append(1)
-        if len(calls) > 6:
-            raise KeyboardInterrupt
-        return vectors(rows)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, build_student(recipe.student, teacher, 0), replace(inputs, vectors=dying), tmp_path / "small")
+    with pytest.raises(Killed):
+        train(recipe, build_student(recipe.student, teacher, 0), dying(inputs, 6), tmp_path / "small")
     less = recipe.model_copy(update={"compute": ComputeConfig(token_budget=64, activation_gib=1e-9)})
     student = build_student(recipe.student, teacher, recipe.seed)
     train(less, student, inputs, tmp_path / "small")
