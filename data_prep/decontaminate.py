@@ -3,8 +3,8 @@
 Three tests, on normal forms (`data_prep.clean`):
 
     exact   the same text, unless it is so short that equal texts say nothing (a name, an answer of one word)
-    runs    of either text, at least a share lies in runs of 30 characters that stand in the other (12 in scripts
-            without spaces): a passage inside a document, a document cut differently
+    runs    of either text, at least a share lies in runs of 30 characters that stand in the other (12 where
+            they are of a script without spaces): a passage inside a document, a document cut differently
     near    Jaccard similarity of the runs of 5 characters, as for near-duplicates: short texts with a word changed
 
 The evaluation texts come as a stream and are written once as arrays and a table, which every process maps: so many of
@@ -208,7 +208,11 @@ def _is_short(normal: str, least: int) -> bool:
 
 
 def text_runs(normal: Sequence[str], stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes, text of each) of the long runs of texts in normal form; one in `stride`, chosen by hash."""
+    """(hashes, text of each) of the long runs of texts in normal form; one in `stride`, chosen by hash.
+
+    A run is of the short kind where more than a third of its own characters are of a script without spaces. What a run
+    is depends on nothing around it, so that an English passage is found at the end of a Chinese text too.
+    """
     codes = encode(normal)
     if not len(codes.codes):
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -216,17 +220,19 @@ def text_runs(normal: Sequence[str], stride: int = 1) -> tuple[np.ndarray, np.nd
     unspaced = np.zeros(len(codes.codes), dtype=bool)
     for low, high in _UNSPACED:
         unspaced |= (codes.codes >= low) & (codes.codes <= high)
-    short_N = np.bincount(owner[unspaced], minlength=len(normal)) * 3 > codes.ends_N - codes.starts_N
+    before = np.append(np.int32(0), np.cumsum(unspaced, dtype=np.int32))
     left = codes.ends_N[owner] - np.arange(len(owner))
     hashes, owners = [], []
-    for length, chosen_N in ((RUN, ~short_N), (SHORT_RUN, short_N)):
-        if chosen_N.any():
-            hashed = runs(codes, length)
-            keep = (left[: len(hashed)] >= length) & chosen_N[owner[: len(hashed)]]
-            if stride > 1:
-                keep &= (hashed >> np.uint64(32)) % np.uint64(stride) == 0
-            hashes.append(hashed[keep])
-            owners.append(owner[: len(hashed)][keep])
+    for length, short in ((RUN, False), (SHORT_RUN, True)):
+        if short and not before[-1]:
+            continue
+        hashed = runs(codes, length)
+        keep = ((before[length:] - before[:-length]) * 3 > length) == short
+        keep &= left[: len(hashed)] >= length
+        if stride > 1:
+            keep &= (hashed >> np.uint64(32)) % np.uint64(stride) == 0
+        hashes.append(hashed[keep])
+        owners.append(owner[: len(hashed)][keep])
     return np.concatenate([np.zeros(0, np.uint64), *hashes]), np.concatenate([np.zeros(0, np.int64), *owners])
 
 

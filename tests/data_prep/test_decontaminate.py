@@ -55,6 +55,16 @@ def test_the_three_ways(tmp_path: Path) -> None:
     assert matches[0].text == normal_form(PASSAGE)[:80]
 
 
+def test_a_passage_inside_a_text_of_another_script(tmp_path: Path) -> None:
+    """English at the end of a long Chinese text, and the other way round."""
+    other = "修頓球場是昔日灣仔的主要地標,現時則仍是區內主要的康樂場地之一。" * 12
+    matches = found(tmp_path, [f"{other} {PASSAGE}", f"{OTHER * 3} {CHINESE}", other])
+    assert {row: (match.how, match.task) for row, match in matches.items()} == {
+        0: ("in long runs", "retrieval/a"),
+        1: ("in long runs", "bitext/c"),
+    }
+
+
 def test_a_sample_of_the_runs_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decontaminate, "MOST_RUNS", 100)
     assert found(tmp_path, [f"{OTHER} {PASSAGE}", OTHER])[0].how == "in long runs"
