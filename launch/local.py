@@ -1,20 +1,26 @@
-"""Several processes on this machine: torchrun, and again from the newest checkpoint when one of them dies."""
+"""Processes on this machine: a child for one rank, torchrun for several, and again from the newest checkpoint when one
+of them dies."""
 
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
+from types import FrameType
+from typing import Never
 
 from rich.console import Console
 
-from launch.engine import TASK_FAILED, Engine, Job, assignments, check_port
+from launch.engine import TASK_FAILED, Engine, Job, assignments, check_port, python_words
 
 REFUSED, STOPPED, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
 """Exit codes after which a job does not begin again, beside `TASK_FAILED`: the user mends it, or starts it again."""
 GRACE = "600"
 """Seconds that ranks have for their checkpoint when the whole job is asked to stop."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+ALONE = {"RANK": "0", "WORLD_SIZE": "1"}
+"""Said to a process that is alone, whatever the shell it was started from is a part of (a task of Slurm, say)."""
 
 console = Console(stderr=True)
 
@@ -41,16 +47,19 @@ def run(job: Job, engine: Engine) -> int:
     environment["OMP_NUM_THREADS"] = os.environ.get(
         "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // engine.ranks))
     )
-    words = torchrun_words(job, engine)
+    alone = engine.ranks == 1 and engine.port is None and "ACCELERATE_USE_FSDP" not in environment
+    if alone:  # none to meet: torchrun would import torch for seconds before it starts one process
+        environment |= ALONE
+    words = python_words(job.words()) if alone else ["torchrun", *torchrun_words(job, engine)]
     if engine.dry_run:
-        sys.stdout.write(f"{assignments(environment)} torchrun {shlex.join(words)}\n")
+        sys.stdout.write(f"{assignments(environment)} {shlex.join(words)}\n")
         return 0
     os.environ.update(environment)
     for attempt in range(engine.restarts + 1):
-        code, said = _attempt(words)
+        code, said = _child(words) if alone else _ranks(words[1:])
         if code in (0, REFUSED, TASK_FAILED, STOPPED, INTERRUPTED):
             return code
-        console.print(f"{time.strftime('%H:%M:%S')} {said}; the others were ended", style="yellow", soft_wrap=True)
+        console.print(f"{time.strftime('%H:%M:%S')} {said}", style="yellow", soft_wrap=True)
         if attempt < engine.restarts:
             left = f"restart {attempt + 1} of {engine.restarts}"
             console.print(f"starting again from the newest checkpoint: {left}", style="yellow", soft_wrap=True)
@@ -84,8 +93,46 @@ def _check_gpus(wanted: int) -> None:
         raise ValueError(f"--gpus {wanted}: this machine has {found} GPUs; use {use}")
 
 
-def _attempt(words: list[str]) -> tuple[int, str]:
-    """Run the ranks once: the exit code of the job, and what happened where it failed."""
+class _Asked(Exception):
+    """A signal asked the job to stop."""
+
+
+def _child(words: list[str]) -> tuple[int, str]:
+    """Run the only rank once: its exit code, and what happened where it failed."""
+    numbers = [signal.Signals[name] for name in SIGNALS.split(",")]
+
+    def ask(number: int, _: FrameType | None) -> Never:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        raise _Asked(number)
+
+    # A session of its own: Ctrl-C comes to it once, from here.
+    child = subprocess.Popen(words, start_new_session=True)
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        code = child.wait()
+    except _Asked as asked:
+        (number,) = asked.args
+        child.send_signal(number)
+        try:
+            child.wait(float(GRACE))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        return INTERRUPTED if number == signal.SIGINT else STOPPED, ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code, _failure(0, code)
+
+
+def _failure(rank: int, code: int) -> str:
+    how = f"was killed ({signal.Signals(-code).name})" if code < 0 else "failed"
+    return f"rank {rank} {how}, see logs/rank-{rank}.log in the run folder"
+
+
+def _ranks(words: list[str]) -> tuple[int, str]:
+    """Run several ranks once, under torchrun: the exit code of the job, and what happened where it failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -99,6 +146,5 @@ def _attempt(words: list[str]) -> tuple[int, str]:
     except ChildFailedError as failed:
         # The others are ended then, with exit codes that say nothing.
         rank, failure = failed.get_first_failure()
-        how = f"was killed ({signal.Signals(-failure.exitcode).name})" if failure.exitcode < 0 else "failed"
-        return failure.exitcode, f"rank {rank} {how}, see logs/rank-{rank}.log in the run folder"
+        return failure.exitcode, f"{_failure(rank, failure.exitcode)}; the others were ended"
     return 0, ""

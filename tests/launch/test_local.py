@@ -114,6 +114,27 @@ def test_a_job_asked_to_stop_and_one_refused_do_not_begin_again(finished: Path) 
     assert "starting again" not in output
 
 
+@pytest.mark.timeout(600)
+def test_one_process_begins_again_when_it_is_killed_and_not_when_it_is_asked_to_stop(finished: Path) -> None:
+    words = ("train", "mine.yaml", "name=single", *TRAIN, "--on", "local", "--procs", "1")
+    process = start(*words, "stages.0.steps=2000", "--restarts", "1")
+    wait_for_step("single", 6, process)
+    child = rank_process(0, process)
+    assert [found.pid for found in psutil.Process(process.pid).children()] == [child.pid], "no launcher between"
+    child.kill()
+    assert process.stdout is not None
+    said = [next(line for line in process.stdout if "resumed from step" in line)]
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert not child.is_running()
+    assert output.count("starting again") == 0, said
+    assert read_json(Path("runs/single/run.json"))["state"] == "stopped"
+
+    end(start(*words, "stages.0.steps=8", "--restart"))
+    assert weights("single").is_file()
+
+
 # ------------------------------------------------------------------------------------------------------------- refused
 
 
@@ -167,6 +188,13 @@ def test_a_dry_run_prints_a_command_that_torchrun_takes(finished: Path) -> None:
     assert " torchrun --rdzv-backend c10d " in result.stdout
     assert result.stdout.rstrip().endswith("""-m launch train mine.yaml 'name=it'"'"'s'""")
     subprocess.run(["bash", "-n"], input=result.stdout, text=True, check=True)
+
+
+def test_one_process_needs_no_launcher(finished: Path) -> None:
+    said = eyas("train", "mine.yaml", "--on", "local", "--procs", "1", "--dry-run").stdout
+    assert said.rstrip().endswith(f"RANK=0 WORLD_SIZE=1 {sys.executable} -m launch train mine.yaml")
+    for words in (["--port", "29512"], ["--accelerate", "fsdp2"]):
+        assert " torchrun " in eyas("train", "mine.yaml", "--on", "local", "--procs", "1", "--dry-run", *words).stdout
 
 
 @pytest.mark.parametrize("name", ["one_gpu", "ddp", "fsdp2", "multi_node"])
