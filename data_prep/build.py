@@ -19,7 +19,7 @@ from data_prep.clean import digest
 from data_prep.decontaminate import DecontaminationConfig, EvaluationTexts, build_index
 from data_prep.docstrings import Docstring
 from data_prep.dropped import Drops, write_fates
-from data_prep.examine import Batch, Shared, batches, examined
+from data_prep.examine import Batch, Shared, Workers, batches, examined
 from data_prep.filters import FilterConfig
 from data_prep.harvest import Harvest, harvest, installed_digest
 from data_prep.heldout import HeldoutConfig, Task, write_docstring_tasks, write_instructions, write_pair_tasks
@@ -99,7 +99,11 @@ def _hashed(paths: Sequence[Path]) -> list[list[str]]:
 
 
 def prepare(
-    config: DataConfig, out: Path, progress: bool = True, evaluation: EvaluationTexts | None = None
+    config: DataConfig,
+    out: Path,
+    progress: bool = True,
+    evaluation: EvaluationTexts | None = None,
+    workers: Workers = examined,
 ) -> dict[str, Any]:
     """Write `out/{texts,examples,heldout}`, what became of every row, and a manifest, whole or not at all; return the
     summary.
@@ -108,6 +112,7 @@ def prepare(
 
     Args:
         evaluation: the texts of the evaluation suites, which must not be trained on.
+        workers: examines the rows, in their order: processes of this machine, or of a cluster that sees `out`.
 
     Raises:
         ValueError: a bad source or bad rows (see `read_rows`), or nothing left to train on.
@@ -117,13 +122,13 @@ def prepare(
     if manifest is not None and manifest["made_from"] == made_from:
         return dict(manifest["summary"])
     with new_folder(out) as folder:
-        summary = _build(config, folder, progress, evaluation)
+        summary = _build(config, folder, progress, evaluation, workers)
         write_manifest(folder, made_from, summary=summary)
     return summary
 
 
 def _build(
-    config: DataConfig, folder: Path, progress: bool, evaluation: EvaluationTexts | None = None
+    config: DataConfig, folder: Path, progress: bool, evaluation: EvaluationTexts | None, workers: Workers
 ) -> dict[str, Any]:
     sources, work = config.used(), folder / ".work"
     names = [source.title() for source in sources]
@@ -138,7 +143,7 @@ def _build(
     with Drops(folder) as drops:
         intake = _Intake(config, sources, drops, display)
         with display:
-            for found in examined(intake.batches(), shared):
+            for found in workers(intake.batches(), shared):
                 part = intake.parts[found.source]
                 part.removed.update(found.removed)
                 part.short[SHORT] += found.short

@@ -1,14 +1,14 @@
 """A batch of rows through everything that needs no other row: filters, decontamination, keys, signatures.
 
 `examine` is a plain function of a batch and of what every batch shares, so it runs here, in worker processes, or on a
-cluster over shards of a source. `examined` runs it over a stream of batches in their order: in this process while there
-is little, in worker processes from there on.
+cluster (`launch.on_ray`). `examined` runs it over a stream of batches in their order: in this process while there is
+little, in worker processes from there on.
 """
 
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -81,6 +81,10 @@ class Examined(NamedTuple):
     """Single texts that went while their row stays, by reason."""
     short: int
     """Texts that equal an evaluation text, too short for that to count."""
+
+
+Workers = Callable[[Iterable[Batch], Shared], Iterator[Examined]]
+"""Who examines a stream of batches, in its order."""
 
 
 def batches(
@@ -183,7 +187,7 @@ def examined(stream: Iterable[Batch], shared: Shared, workers: int | None = None
     Raises:
         ValueError: a worker process was killed.
     """
-    index = None if shared.evaluation is None else EvaluationIndex(shared.evaluation, shared.decontamination)
+    index = open_index(shared)
     todo = iter(stream)
     workers = workers or cores()
     for number, batch in enumerate(todo, start=1):
@@ -211,6 +215,11 @@ def examined(stream: Iterable[Batch], shared: Shared, workers: int | None = None
             pool.shutdown(cancel_futures=True)
 
 
+def open_index(shared: Shared) -> EvaluationIndex | None:
+    """The index of evaluation texts, where there is one."""
+    return None if shared.evaluation is None else EvaluationIndex(shared.evaluation, shared.decontamination)
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -221,8 +230,7 @@ _STATE: list[tuple[Shared, EvaluationIndex | None]] = []
 
 
 def _start(shared: Shared) -> None:
-    index = None if shared.evaluation is None else EvaluationIndex(shared.evaluation, shared.decontamination)
-    _STATE.append((shared, index))
+    _STATE.append((shared, open_index(shared)))
 
 
 def _examine(batch: Batch) -> Examined:

@@ -171,6 +171,8 @@ def prepare(
       eyas prepare mine.yaml --explain faq:17
 
       eyas prepare mine.yaml --on slurm --partition cpu
+
+      eyas prepare mine.yaml --on ray
     """
     if explain is not None:
         from embedding.config import load_config

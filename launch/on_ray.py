@@ -1,23 +1,28 @@
-"""The teacher's pass on a Ray cluster: Ray Data hands units of text to actors that hold the teacher, one per GPU.
+"""On a Ray cluster: tasks examine the rows of a preparation, and actors that hold the teacher, one per GPU, embed units
+of text that Ray Data hands them.
 
-What Ray is used for: it starts the actors where there is room, deals them the units, starts a dead one again elsewhere
-and gives its unit to another, and shows the progress. The vectors do not travel through Ray: an actor appends them to
-the store itself, as every other process does, so that what was computed is kept whatever happens to the cluster. A unit
-that is dealt twice costs what its last shard cost, since only missing vectors are computed. Texts and store lie on a
-file system that every node sees.
+What Ray is used for: it deals batches of rows to the processors and does those of a dead worker again; it starts the
+actors where there is room, deals them the units, starts a dead one again elsewhere and gives its unit to another, and
+shows the progress. The vectors do not travel through Ray: an actor appends them to the store itself, as every other
+process does, so that what was computed is kept whatever happens to the cluster. A unit that is dealt twice costs what
+its last shard cost, since only missing vectors are computed. Recipe, texts and store lie on a file system that every
+node sees; the files of the sources are read here.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.embed import Pass
+from data_prep.examine import AHEAD, Batch, Examined, Shared, examine, open_index
 from data_prep.refused import Refusals
 from data_prep.tables import Texts
 from data_prep.teacher import AnyTeacher, load_teacher, vector_keys
@@ -27,6 +32,7 @@ from embedding.embedder import Embedder
 from launch.drive import drive
 from launch.engine import Engine, Job, inherited_path
 from launch.pipeline import Pipeline
+from launch.prepared import prepare_data
 from launch.steps import Result
 from launch.workspace import parameters
 
@@ -71,21 +77,20 @@ class Worker:
 
 
 class RayPipeline(Pipeline):
-    """The pipeline whose teacher runs on the cluster; this process loads no teacher."""
+    """The pipeline whose rows and teacher are on the cluster; this process loads no teacher."""
 
     def __init__(self, *args: Any, engine: Engine, **options: Any) -> None:
         super().__init__(*args, **options)
         self.engine = engine
 
-    def _embed(self) -> Result:
-        import ray
-        import ray.data
+    def _prepare(self) -> Result:
+        with _cluster() as ray:
+            workers = self.engine.procs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            return prepare_data(self.recipe, workers=partial(examined, ray, workers))
 
-        ray.init(runtime_env={"env_vars": {**inherited_path(), "TOKENIZERS_PARALLELISM": "false"}}, log_to_driver=False)
-        try:
+    def _embed(self) -> Result:
+        with _cluster() as ray:
             return self._on_cluster(ray)
-        finally:
-            ray.shutdown()
 
     def _on_cluster(self, ray: Any) -> Result:
         config = self.recipe.teacher
@@ -125,6 +130,48 @@ class RayPipeline(Pipeline):
         }
 
 
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Ray, joined to the cluster that `RAY_ADDRESS` names, else to one that is started here."""
+    import ray
+    import ray.data
+
+    ray.init(runtime_env={"env_vars": {**inherited_path(), "TOKENIZERS_PARALLELISM": "false"}}, log_to_driver=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def examined(ray: Any, workers: int, stream: Iterable[Batch], shared: Shared) -> Iterator[Examined]:
+    """`data_prep.examine.examined` by tasks of the cluster; Ray does a task again whose worker died.
+
+    Raises:
+        ValueError: the workers of one batch died again and again.
+    """
+    if shared.evaluation is not None:
+        shared = shared._replace(evaluation=shared.evaluation.resolve())  # a worker has a working folder of its own
+    task = ray.remote(num_cpus=1)(_examine)
+    waiting: deque[Any] = deque()
+    try:
+        for batch in stream:
+            waiting.append(task.remote(batch, shared))
+            if len(waiting) >= AHEAD * workers:
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise ValueError(f"a worker of the Ray cluster that examines rows died again and again: {error}") from None
+
+
+def _examine(batch: Batch, shared: Shared) -> Examined:
+    return examine(batch, shared, _index(shared))
+
+
+_index = lru_cache(maxsize=1)(open_index)
+"""Opened once in each worker process."""
+
+
 def _embedded(
     ray: Any, config: AnyTeacher, texts: Path, stores: Path, workers: int, gpus: int, units: np.ndarray
 ) -> list[dict[str, Any]]:
@@ -146,13 +193,15 @@ def _embedded(
 
 
 def run(job: Job, engine: Engine) -> int:
-    """Embed on the Ray cluster that `RAY_ADDRESS` names, else on one that is started on this machine.
+    """Prepare or embed on the Ray cluster that `RAY_ADDRESS` names, else on one that is started on this machine.
 
     Raises:
-        ValueError: another command than embed, or an option that means nothing here.
+        ValueError: another command, or an option that means nothing here.
     """
-    if job.command != "embed":
-        raise ValueError(f"eyas {job.command} --on ray: Ray runs the teacher, eyas embed; use --on local or --on slurm")
+    if job.command not in ("prepare", "embed"):
+        raise ValueError(f"eyas {job.command} --on ray: Ray runs prepare and embed; use --on local or --on slurm")
+    if job.command == "prepare" and (engine.gpus or job.flags):
+        raise ValueError("eyas prepare --on ray: rows are examined on CPUs, say --procs; --explain needs no engine")
     for name in ("time", "partition", "sbatch", "port", "accelerate"):
         if getattr(engine, name):
             raise ValueError(f"--{name} means nothing with --on ray")
@@ -161,7 +210,10 @@ def run(job: Job, engine: Engine) -> int:
     if engine.dry_run:
         where = os.environ.get("RAY_ADDRESS", "a cluster started on this machine, unless one runs here")
         workers = f"{engine.gpus} GPUs" if engine.gpus else f"{engine.procs or CPU_WORKERS} CPU actors or all GPUs"
-        sys.stdout.write(f"Ray at {where}: {workers}, an actor with the teacher on each: {' '.join(job.words())}\n")
+        what = f"{workers}, an actor with the teacher on each"
+        if job.command == "prepare":
+            what = f"{engine.procs or 'all'} CPUs, on each a task that examines rows"
+        sys.stdout.write(f"Ray at {where}: {what}: {' '.join(job.words())}\n")
         return 0
     make: Callable[..., Pipeline] = partial(RayPipeline, engine=engine)
-    return drive(job.config, job.overrides, "embed", pipeline=make)
+    return drive(job.config, job.overrides, "prepare" if job.command == "prepare" else "embed", pipeline=make)

@@ -36,7 +36,6 @@ from train.student import finished
 
 Step = Literal["prepare", "embed", "mine", "tokenize", "train", "export", "evaluate", "report"]
 
-
 NO_VECTORS: Result = {"vectors": {"computed": 0, "reused": 0}, "tokens": 0, "cut": 0}
 
 
@@ -102,13 +101,16 @@ class Pipeline:
         folder = self.at.cache / "data" / fingerprint(made_from)
 
         def work() -> Result:
-            return {"outputs": [str(folder)], "summary": prepare_data(self.recipe)}
+            return {"outputs": [str(folder)], "summary": self._prepare()}
 
         result = self.ledger.step("prepare", made_from, work, share=True)
         summary = result["summary"]
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items()) or "none"
         self.ledger.say("", f"{summary['texts']:,} texts, {summary['examples']:,} examples; dropped: {dropped}")
         return result
+
+    def _prepare(self) -> Result:
+        return prepare_data(self.recipe)
 
     def embed(self) -> Result:
         """The teacher's vector of every text that its store lacks. On every rank, each with its share of the texts."""

@@ -10,6 +10,7 @@ from data_prep.build import data_fingerprint, prepare
 from data_prep.datacard import write_card
 from data_prep.decontaminate import EvaluationTexts
 from data_prep.dropped import explain
+from data_prep.examine import Workers, examined
 from data_prep.tables import Examples, Texts, Tokens
 from embedding.files import fingerprint, sha256_file
 from eval.texts import suite_texts
@@ -32,10 +33,10 @@ def prepared_facts(recipe: Recipe) -> dict[str, Any]:
     return data_fingerprint(recipe.data, evaluation_texts(recipe))
 
 
-def prepare_data(recipe: Recipe, progress: bool = True) -> dict[str, Any]:
+def prepare_data(recipe: Recipe, progress: bool = True, workers: Workers = examined) -> dict[str, Any]:
     """Prepare the recipe's data in its cache, unless it is there; return the summary."""
     folder = recipe.cache / "data" / fingerprint(prepared_facts(recipe))
-    return prepare(recipe.data, folder, progress, evaluation_texts(recipe))
+    return prepare(recipe.data, folder, progress, evaluation_texts(recipe), workers)
 
 
 def card(recipe: Recipe, out: Path, data: Path, tokens: Path | None) -> None:

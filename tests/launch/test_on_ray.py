@@ -1,9 +1,10 @@
-"""The teacher's pass on a real local Ray cluster: one of its two workers is killed, and every vector is there."""
+"""On a real local Ray cluster, a worker of which is killed: every vector is there, the tables are those made here."""
 
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def workers(of: psutil.Process) -> list[psutil.Process]:
-    """The processes of Ray's actors that hold the teacher."""
-    return [child for child in of.children(recursive=True) if "MapWorker" in " ".join(child.cmdline())]
+def workers(of: psutil.Process, name: str) -> list[psutil.Process]:
+    """The processes of Ray's that do what is called so."""
+    found = []
+    for child in of.children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.timeout(900)
@@ -49,7 +55,7 @@ def test_a_killed_worker_costs_no_vector(place: Path) -> None:
         while process.poll() is None:
             assert time.monotonic() < until, (place / "said.txt").read_text()
             if not killed and list(place.glob("runs/cache/vectors/*/shards/*.arrow")):
-                victims = workers(process)
+                victims = workers(process, "MapWorker")
                 if victims:
                     victims[0].kill()
                     killed += 1
@@ -70,10 +76,49 @@ def test_a_killed_worker_costs_no_vector(place: Path) -> None:
     assert "skipped, finished before" in eyas("embed", "mine.yaml").stdout
 
 
+@pytest.mark.timeout(900)
+def test_prepared_on_ray_is_prepared_here(place: Path) -> None:
+    """The same tables to the byte, drops and all, though a worker is killed on the way."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'eyas[ray]'")
+    rows = [f"Row {number} of many says that {number * 7919 % 10007} is no prime." for number in range(60_000)]
+    rows[::50] = [""] * len(rows[::50])
+    write_rows(place / "many.jsonl", [{"text": text} for text in rows])
+    write_rows(place / "faq.jsonl", [{"question": f"what is row {n}?", "answer": rows[n + 1]} for n in range(0, 90, 3)])
+    source = "    - {kind: jsonl, path: many.jsonl, text: text, hold_out: false, on_error: drop}\n"
+    recipe = RECIPE.replace("  heldout:", f"{source}  near_duplicates: {{threshold: 0.9}}\n  heldout:")
+    (place / "mine.yaml").write_text(recipe)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+    environment["RAY_worker_niceness"] = "0"
+    words = [sys.executable, "-m", "launch", "prepare", "mine.yaml", "--on", "ray", "--procs", "2"]
+    with (place / "said.txt").open("w") as said:
+        process = psutil.Popen(words, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        until, killed = time.monotonic() + 600, 0
+        while process.poll() is None:
+            assert time.monotonic() < until, (place / "said.txt").read_text()
+            busy = workers(process, "ray::_examine")
+            if busy and not killed:
+                busy[0].kill()
+                killed += 1
+            time.sleep(0.01)
+    assert process.returncode == 0, (place / "said.txt").read_text()
+    assert killed == 1
+    (there,) = place.glob("runs/cache/data/*")
+    there.rename(place / "there")
+    for file in place.glob("runs/**/steps/prepare*.json"):
+        file.unlink()
+    assert eyas("prepare", "mine.yaml").exit_code == 0
+    (here,) = place.glob("runs/cache/data/*")
+    files = sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
+    assert len(files) > 4
+    for name in files:
+        assert (here / name).read_bytes() == (place / "there" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "mine.yaml", "--on", "ray"], "Ray runs the teacher, eyas embed"),
+        (["train", "mine.yaml", "--on", "ray"], "Ray runs prepare and embed"),
+        (["prepare", "mine.yaml", "--on", "ray", "--gpus", "2"], "rows are examined on CPUs"),
         (["embed", "mine.yaml", "--on", "ray", "--time", "1:00"], "--time means nothing"),
         (["embed", "mine.yaml", "--on", "ray", "--nodes", "2"], "the Ray cluster says which nodes"),
     ],
@@ -89,3 +134,5 @@ def test_a_dry_run_starts_no_cluster(place: Path) -> None:
     result = eyas("embed", "mine.yaml", "--on", "ray", "--gpus", "4", "--dry-run")
     assert result.exit_code == 0
     assert "4 GPUs" in result.stdout
+    result = eyas("prepare", "mine.yaml", "--on", "ray", "--procs", "4", "--dry-run")
+    assert "4 CPUs, on each a task that examines rows" in result.stdout
