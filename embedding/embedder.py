@@ -268,6 +268,15 @@ class Embedder(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
+    def _unused_head(self) -> dict[str, Tensor]:
+        """Zeros where every reader of a BERT folder looks for that model's own pooling head: without them it warns of
+        weights that were newly initialized."""
+        with torch.device("meta"):
+            whole = type(self.backbone)(self.backbone.config).state_dict()
+        absent = whole.keys() - self.backbone.state_dict().keys()
+        heads = sorted(name for name in absent if name.startswith("pooler."))
+        return {name: torch.zeros(whole[name].shape, dtype=self.backbone.dtype) for name in heads}
+
     @classmethod
     def from_pretrained(
         cls,
@@ -341,7 +350,7 @@ class Embedder(nn.Module):
         """
         folder = Path(folder)
         try:
-            self.backbone.save_pretrained(folder)
+            self.backbone.save_pretrained(folder, state_dict=self.backbone.state_dict() | self._unused_head())
         except SafetensorError as error:
             raise OSError(f"{folder}: cannot write the weights ({error})") from None
         tell_older_readers(folder)

@@ -163,6 +163,17 @@ def test_dense_heads_are_read_and_written(teacher: Embedder, tmp_path: Path) -> 
     np.testing.assert_array_equal(Embedder.from_pretrained(tmp_path).encode(TEXTS), ours.encode(TEXTS))
 
 
+def test_a_saved_encoder_lacks_no_weight_that_a_reader_looks_for(teacher: Embedder, tmp_path: Path) -> None:
+    """BERT's own pooling head is never used here, but its absence makes transformers warn of an untrained model."""
+    teacher.save_pretrained(tmp_path)
+    model, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not model.pooler.dense.weight.any()
+    again = Embedder.from_pretrained(tmp_path)
+    assert again.identity() == teacher.identity()
+
+
 def test_the_new_layout_of_sentence_transformers_is_read(saved: dict[str, Path], tmp_path: Path) -> None:
     SentenceTransformer(str(saved["qwen3"])).save_pretrained(str(tmp_path))
     assert read_json(tmp_path / "1_Pooling" / "config.json")["pooling_mode"] == "lasttoken"
