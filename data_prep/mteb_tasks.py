@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.readers import HUB_ERRORS
+from data_prep.readers import UNREADABLE
 from data_prep.rows import Record
 from embedding.config import suggest
 from embedding.hub import cache_of
@@ -80,7 +80,7 @@ def read_task(name: str, split: str, subset: str | None, revision: str, mirror: 
     if subset is not None:
         task.hf_subsets = [subset]
     place = "/".join(filter(None, (name, subset, split)))
-    errors: tuple[type[BaseException], ...] = (*HUB_ERRORS, DatasetsError)
+    errors: tuple[type[BaseException], ...] = (*UNREADABLE, DatasetsError)
     searches = task.metadata.type in ("Retrieval", "Reranking")
     with cache_of(folder):
         try:

@@ -24,10 +24,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from data_prep.rows import Record
 from embedding.config import suggest
+from embedding.hub import HUB_ERRORS
 
 PEEK = 100
 """Rows looked at to learn which columns a JSONL file has."""
@@ -57,8 +57,8 @@ class Unreadable(ValueError):
     """A file that is of no use as a whole: empty, damaged, another format."""
 
 
-# The hub's client derives its errors from those of its HTTP library, whichever that is.
-HUB_ERRORS: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError, ValueError)
+UNREADABLE: tuple[type[BaseException], ...] = (*HUB_ERRORS, ValueError)
+"""What reading a data set of the hub raises."""
 
 Reader = Callable[[Path, Sequence[str]], Iterator[Record]]
 
@@ -282,7 +282,7 @@ def read_hub(
 def _hub_rows(place: str, repository: str, **settings: str | None) -> Iterator[dict[str, Any]]:
     import datasets
 
-    errors: tuple[type[BaseException], ...] = (*HUB_ERRORS, datasets.exceptions.DatasetsError)
+    errors: tuple[type[BaseException], ...] = (*UNREADABLE, datasets.exceptions.DatasetsError)
     read = 0
     try:
         for values in datasets.load_dataset(repository, streaming=True, **settings):
@@ -302,7 +302,7 @@ def hub_commit(repository: str, revision: str | None) -> str:
         return revision
     try:
         return str(HfApi().dataset_info(repository, revision=revision).sha)
-    except HUB_ERRORS as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{repository}: the hub did not say which commit {revision or 'the newest revision'} is"
             f" ({_line(error)}); go online, or pin `revision` to a commit of 40 digits"

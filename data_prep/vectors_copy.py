@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from data_prep.reduce import FILE
 from data_prep.shards import SUFFIX, intact, rows_of
 from data_prep.vectors import SHARDS, VectorStore
 from embedding.files import MANIFEST, differences, read_json, read_manifest, sha256_file, sync_folder
+from embedding.hub import HUB_ERRORS
 
 HUB = "hf://"
 """What a place on the hub begins with: hf://USER/NAME, a repository of the data set kind."""
 KEPT = [MANIFEST, FILE, f"{SHARDS}/*{SUFFIX}"]
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 
 
 class Copied(NamedTuple):

@@ -1,10 +1,19 @@
-"""Copies of the hub's data sets on disk, `MIRROR/OWNER/NAME`, read by the `datasets` library as the hub itself is."""
+"""The hub: what its client raises, and copies of its data sets on disk, `MIRROR/OWNER/NAME`, read by the `datasets`
+library as the hub itself is."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
 from embedding.files import fingerprint
+
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+"""No answer, or a refusal. The client derives its errors from those of its HTTP library, whichever that is, and lets
+the library's own through where there is no connection."""
+HUB_ERRORS: tuple[type[Exception], ...] = (TRANSPORT_ERROR, HFValidationError, LocalEntryNotFoundError, OSError)
+"""The hub refuses, has no such thing, or cannot be reached."""
 
 
 @contextlib.contextmanager

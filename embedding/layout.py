@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from embedding.config import parse_config
 from embedding.files import read_json, write_json
+from embedding.hub import HUB_ERRORS
 from embedding.instruction import BARE, Template
 from embedding.pooling import Pooling
 
@@ -75,7 +75,7 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
         raise ValueError(f"{name}: expected a model folder; it does not exist or is a file")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except HUB_ERRORS as error:
         raise ValueError(
             f"{name}: no such folder here, and the hub did not give it ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); give a folder or a hub id such as microsoft/harrier-oss-v1-0.6b"

@@ -67,8 +67,9 @@ def push(
       eyas push runs/mine someone/mine --dry-run upload
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
+    from embedding.hub import TRANSPORT_ERROR
     from embedding.layout import require_weights
     from launch.card import check_card
 
@@ -89,8 +90,8 @@ def push(
         found = api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Upload of eyas")
     except HFValidationError as error:
         raise ValueError(str(error)) from None
-    except HfHubHTTPError as error:
+    except TRANSPORT_ERROR as error:
         raise ValueError(
-            f"{repository}: the hub refused: {str(error).splitlines()[0]}; `hf auth login` first"
+            f"{repository}: the hub refused or cannot be reached: {str(error).splitlines()[0]}; `hf auth login` first"
         ) from None
     console.print(str(found), soft_wrap=True, highlight=False)

@@ -1,6 +1,9 @@
 """`eyas vectors …` on stores of a real teacher."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from embedding.instruction import Template
 from tests.conftest import TEACHER
 from tests.launch.conftest import RECIPE, eyas, questions_and_answers, write_rows
 
+ROOT = Path(__file__).parents[2]
 IMPORTED = RECIPE.replace("teacher:\n  max_tokens: 32\n", "teacher: {kind: imported, model: from-afar}\n").replace(
     "{kind: pruned, model: teacher, layers: [2]}", "{kind: pruned, model: " + TEACHER + ", layers: [2]}"
 )
@@ -157,6 +161,16 @@ def test_the_hub_that_cannot_be_reached_is_one_message(store: Path) -> None:
         result = eyas("vectors", *words)  # HF_HUB_OFFLINE is set for all tests
         assert result.exit_code == 2
         assert "hf://me/vectors: the hub refuses or cannot be reached" in flat(result.stderr)
+
+
+def test_the_hub_without_a_connection_is_one_message(store: Path) -> None:
+    """Not offline mode but a real refused connection, whose error comes from the hub client's HTTP library."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "launch", "vectors", "push", str(store), "hf://me/vectors"]
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 2, result.stderr
+    assert "hf://me/vectors: the hub refuses or cannot be reached" in flat(result.stderr)
+    assert "Traceback" not in result.stderr
 
 
 # --------------------------------------------------------------------------------------------------------------- import
