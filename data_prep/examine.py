@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from data_prep.near_duplicates import band_hashes
 from data_prep.rows import Numbered, Row
 from embedding.files import content_key
 from embedding.instruction import Role
+
+T = TypeVar("T")
 
 BATCH_ROWS, BATCH_CHARS = 1_000, 8_000_000
 ALONE_BATCHES = 10
@@ -199,20 +202,28 @@ def examined(stream: Iterable[Batch], shared: Shared, workers: int | None = None
     first = next(todo, None)
     if first is None:
         return
-    waiting: deque[Future[Examined]] = deque()
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(shared,)) as pool:
         try:
-            waiting.append(pool.submit(_examine, first))
-            for batch in todo:
-                waiting.append(pool.submit(_examine, batch))
-                if len(waiting) >= AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from in_order(
+                chain([first], todo), lambda batch: pool.submit(_examine, batch), Future.result, workers
+            )
         except BrokenProcessPool:
             raise ValueError("a process that examines rows was killed; is there enough memory?") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def in_order(
+    stream: Iterable[Batch], submit: Callable[[Batch], T], result: Callable[[T], Examined], workers: int
+) -> Iterator[Examined]:
+    """What workers make of a stream of batches, in its order; at most `AHEAD` of each worker are on their way."""
+    waiting: deque[T] = deque()
+    for batch in stream:
+        waiting.append(submit(batch))
+        if len(waiting) >= AHEAD * workers:
+            yield result(waiting.popleft())
+    while waiting:
+        yield result(waiting.popleft())
 
 
 def open_index(shared: Shared) -> EvaluationIndex | None:

@@ -12,7 +12,6 @@ node sees; the files of the sources are read here.
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.embed import Pass
-from data_prep.examine import AHEAD, Batch, Examined, Shared, examine, open_index
+from data_prep.examine import Batch, Examined, Shared, examine, in_order, open_index
 from data_prep.refused import Refusals
 from data_prep.tables import Texts
 from data_prep.teacher import AnyTeacher, load_teacher, vector_keys
@@ -152,14 +151,8 @@ def examined(ray: Any, workers: int, stream: Iterable[Batch], shared: Shared) ->
     if shared.evaluation is not None:
         shared = shared._replace(evaluation=shared.evaluation.resolve())  # a worker has a working folder of its own
     task = ray.remote(num_cpus=1)(_examine)
-    waiting: deque[Any] = deque()
     try:
-        for batch in stream:
-            waiting.append(task.remote(batch, shared))
-            if len(waiting) >= AHEAD * workers:
-                yield ray.get(waiting.popleft())
-        while waiting:
-            yield ray.get(waiting.popleft())
+        yield from in_order(stream, lambda batch: task.remote(batch, shared), ray.get, workers)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise ValueError(f"a worker of the Ray cluster that examines rows died again and again: {error}") from None
 

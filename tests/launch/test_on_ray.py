@@ -43,25 +43,31 @@ def workers(of: psutil.Process, name: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.timeout(900)
-def test_a_killed_worker_costs_no_vector(place: Path) -> None:
+def run_and_kill_one(place: Path, command: str, name: str, ready: str) -> None:
+    """Run a command on a Ray cluster of two workers to its good end, and kill one of those called so when a file of
+    the pattern `ready` is there."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'eyas[ray]'")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
     environment["RAY_worker_niceness"] = "0"  # its default, 15, starves the workers where other tests run beside
-    words = [sys.executable, "-m", "launch", "embed", "mine.yaml", "--on", "ray", "--procs", "2"]
+    words = [sys.executable, "-m", "launch", command, "mine.yaml", "--on", "ray", "--procs", "2"]
     with (place / "said.txt").open("w") as said:
         process = psutil.Popen(words, env=environment, stdout=said, stderr=subprocess.STDOUT)
         until, killed = time.monotonic() + 600, 0
         while process.poll() is None:
             assert time.monotonic() < until, (place / "said.txt").read_text()
-            if not killed and list(place.glob("runs/cache/vectors/*/shards/*.arrow")):
-                victims = workers(process, "MapWorker")
+            if not killed and any(place.glob(ready)):
+                victims = workers(process, name)
                 if victims:
                     victims[0].kill()
                     killed += 1
-            time.sleep(0.05)
+            time.sleep(0.01)
     assert process.returncode == 0, (place / "said.txt").read_text()
     assert killed == 1
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_worker_costs_no_vector(place: Path) -> None:
+    run_and_kill_one(place, "embed", "MapWorker", ready="runs/cache/vectors/*/shards/*.arrow")
     facts = read_json(place / "runs/tiny/steps/embed.json")["result"]
     texts = Texts.load(next((place / "runs/cache/data").glob("*/texts")))
     config = TeacherConfig(max_tokens=32)
@@ -79,7 +85,6 @@ def test_a_killed_worker_costs_no_vector(place: Path) -> None:
 @pytest.mark.timeout(900)
 def test_prepared_on_ray_is_prepared_here(place: Path) -> None:
     """The same tables to the byte, drops and all, though a worker is killed on the way."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'eyas[ray]'")
     rows = [f"Row {number} of many says that {number * 7919 % 10007} is no prime." for number in range(60_000)]
     rows[::50] = [""] * len(rows[::50])
     write_rows(place / "many.jsonl", [{"text": text} for text in rows])
@@ -87,21 +92,7 @@ def test_prepared_on_ray_is_prepared_here(place: Path) -> None:
     source = "    - {kind: jsonl, path: many.jsonl, text: text, hold_out: false, on_error: drop}\n"
     recipe = RECIPE.replace("  heldout:", f"{source}  near_duplicates: {{threshold: 0.9}}\n  heldout:")
     (place / "mine.yaml").write_text(recipe)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
-    environment["RAY_worker_niceness"] = "0"
-    words = [sys.executable, "-m", "launch", "prepare", "mine.yaml", "--on", "ray", "--procs", "2"]
-    with (place / "said.txt").open("w") as said:
-        process = psutil.Popen(words, env=environment, stdout=said, stderr=subprocess.STDOUT)
-        until, killed = time.monotonic() + 600, 0
-        while process.poll() is None:
-            assert time.monotonic() < until, (place / "said.txt").read_text()
-            busy = workers(process, "ray::_examine")
-            if busy and not killed:
-                busy[0].kill()
-                killed += 1
-            time.sleep(0.01)
-    assert process.returncode == 0, (place / "said.txt").read_text()
-    assert killed == 1
+    run_and_kill_one(place, "prepare", "ray::_examine", ready="mine.yaml")
     (there,) = place.glob("runs/cache/data/*")
     there.rename(place / "there")
     for file in place.glob("runs/**/steps/prepare*.json"):
