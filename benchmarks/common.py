@@ -107,12 +107,14 @@ def report(result: dict[str, Any], *, save: bool = False) -> None:
     """Print a result as the last line of a benchmark, with the machine it was measured on.
 
     `save`: also write it to `benchmarks/results/NAME.json`, NAME being `result["benchmark"]`, with the command and the
-    day. A result of a changed checkout is written too; the plus at its commit says so.
+    day; to NAME_quick.json where `full` is there and false, beside what `--full` gave. A result of a changed checkout
+    is written too; the plus at its commit says so.
     """
     whole = {**result, "machine": machine()}
     if save:
         command = shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *sys.argv[1:]])
-        path = RESULTS / f"{result['benchmark']}.json"
+        quick = "" if result.get("full", True) else "_quick"
+        path = RESULTS / f"{result['benchmark']}{quick}.json"
         write_json(path, json.loads(json.dumps({**whole, "command": command, "day": _today()}, default=_rounded)))
         say(f"saved {path.relative_to(RESULTS.parents[1])}")
     print(json.dumps(whole, default=_rounded), flush=True)

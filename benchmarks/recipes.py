@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from rich.console import Console
@@ -69,26 +69,40 @@ class VersusProtocol(Config):
 
 
 class Protocol(Config):
-    """What is fixed before the first run: `configs/experiments/protocol.yaml` explains the values."""
+    """What is fixed before the first run; `configs/experiments/protocol.yaml` and `quick.yaml` explain the values."""
 
+    full: bool
     seeds: list[int] = Field(min_length=1)
+    text: int = Field(ge=1)
+    rows: int
     pace_steps: int
     retention: RetentionProtocol
     decoder: DecoderProtocol
     versus_st: VersusProtocol
 
 
-def protocol() -> Protocol:
-    """The protocol as committed."""
-    return load_config(Protocol, "experiments/protocol")
+def protocol(full: bool) -> Protocol:
+    """The protocol as committed, or the first look."""
+    return load_config(Protocol, f"experiments/{'protocol' if full else 'quick'}")
 
 
-def recipe_options(options: Options, fixed: Protocol, minutes: float) -> None:
-    """Add `--minutes`, `--seeds`, `--work` and `--smoke`; other values than the protocol's are for a first look."""
-    options.add_argument("--minutes", type=float, default=minutes, help="of each run (default: the protocol's)")
-    options.add_argument("--seeds", type=int, nargs="+", default=fixed.seeds, help="default: the protocol's")
+def recipe_options(options: Options) -> None:
+    """Add `--full`, `--minutes`, `--seeds`, `--work` and `--smoke`; `planned` reads them."""
+    options.add_argument(
+        "--full", action="store_true", help="configs/experiments/protocol.yaml: hours (default: quick.yaml)"
+    )
+    options.add_argument("--minutes", type=float, help="of each run (default: as planned there)")
+    options.add_argument("--seeds", type=int, nargs="+", help="default: as planned there")
     options.add_argument("--work", type=Path, default=Path("runs/experiments"), help="runs, caches and logs")
     options.add_argument("--smoke", action="store_true", help=f"{SMOKE_STEPS} steps, one small source, one seed")
+
+
+def planned(given: Namespace, benchmark: Literal["retention", "decoder", "versus_st"]) -> Protocol:
+    """The protocol that the options ask for; fills in `given.minutes` and `given.seeds`."""
+    fixed = protocol(given.full)
+    given.minutes = given.minutes or getattr(fixed, benchmark).minutes
+    given.seeds = (given.seeds or fixed.seeds)[: 1 if given.smoke else None]
+    return fixed
 
 
 @dataclass(frozen=True)
@@ -127,15 +141,17 @@ class Experiment:
     smoke: bool = False
 
     @classmethod
-    def of(cls, recipe: str, given: Namespace) -> "Experiment":
+    def of(cls, recipe: str, given: Namespace, fixed: Protocol) -> "Experiment":
         """The experiment in a folder of its own below `--work`: the time for vectors is then the time for all of them.
 
         Raises:
             SystemExit: EYAS_DATA names no folder.
         """
         data_folder()
-        work = given.work / (f"{recipe}-smoke" if given.smoke else recipe)
-        return cls(f"experiments/{recipe}", work.resolve(), SMOKE if given.smoke else (), given.smoke)
+        name = f"experiments/{recipe}"
+        work = given.work / (f"{recipe}-smoke" if given.smoke else recipe if fixed.full else f"{recipe}-quick")
+        settings = SMOKE if given.smoke else () if fixed.full else _cut(load_config(Recipe, name), fixed)
+        return cls(name, work.resolve(), settings, given.smoke)
 
     def with_settings(self, *settings: str) -> "Experiment":
         """The same with further changes."""
@@ -208,6 +224,13 @@ class Experiment:
         seconds = sum(line["seconds"] for line in steps_logged(run))
         say(f"{name}: {steps} steps in {seconds:.0f} s, kept {card['means']['retention']:.4f}")
         return {**card, "steps": steps, "train_seconds": seconds}
+
+
+def _cut(recipe: Recipe, fixed: Protocol) -> tuple[str, ...]:
+    """Settings that leave each source its share of the text, and each task so many rows and documents."""
+    limits = [max(1, (source.limit or 0) // fixed.text) for source in recipe.data.sources]
+    sources = [f"data.sources.{at}.limit={limit}" for at, limit in enumerate(limits)]
+    return (*sources, f"suite.max_rows={fixed.rows}", f"suite.max_documents={fixed.rows}")
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:

@@ -1,13 +1,14 @@
 """The same student, data and minutes for the product and for sentence-transformers' own distillation.
 
-    python -m benchmarks.versus_st [--minutes 30] [--seeds 0 1 2] [--work FOLDER] [--smoke] [--save]
+    python -m benchmarks.versus_st [--full] [--minutes 5] [--seeds 0] [--work FOLDER] [--smoke] [--save]
 
 The student is two of the six layers of all-MiniLM-L6-v2. The product trains `configs/experiments/versus.yaml`; the
 other side trains the very same untrained student on the very same texts with `EmbedDistillLoss` and precomputed
 vectors, through its Trainer (`benchmarks.st_distill`). The minutes hold each side's own pass of the teacher and its
 training; the steps follow from each side's own pace. Learning rate and batch size are searched on both sides over the
 same grid, with the same minutes each, by the held-out part of the training data; what was found is printed. The scores
-are those of one suite: English tasks of six kinds (EYAS_DATA).
+are those of one suite: English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the
+text, one seed. `--full`: 30 minutes, all text, a larger grid, three seeds; that takes five hours.
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds;
 `time_to_same`, the smallest share of the minutes after which a product's run is as good as the peer's whole one.
@@ -23,7 +24,7 @@ import yaml
 
 from benchmarks.common import arguments, report, say
 from benchmarks.pairs import TEACHER
-from benchmarks.recipes import SMOKE_STEPS, Experiment, Protocol, protocol, recipe_options, spread
+from benchmarks.recipes import SMOKE_STEPS, Experiment, Protocol, planned, recipe_options, spread
 from benchmarks.st_distill import Settings
 from data_prep.tables import Texts
 from embedding.config import load_config
@@ -118,7 +119,7 @@ class Versus:
     def __init__(self, given: Namespace, fixed: Protocol) -> None:
         self.given, self.plan, self.smoke = given, fixed.versus_st, given.smoke
         self._pace_steps = SMOKE_STEPS if given.smoke else fixed.pace_steps
-        self.experiment = Experiment.of("versus", given)
+        self.experiment = Experiment.of("versus", given, fixed)
         grid = [Setting(rate, size) for size in self.plan.batch_sizes for rate in self.plan.learning_rates]
         self.grid = [setting._replace(batch_size=8) for setting in grid[:2]] if given.smoke else grid
         sizes = dict.fromkeys(setting.batch_size for setting in self.grid)
@@ -184,10 +185,10 @@ class Versus:
 
 def main() -> None:
     """Run it all."""
-    fixed = protocol()
     options = arguments(__doc__)
-    recipe_options(options, fixed, fixed.versus_st.minutes)
+    recipe_options(options)
     given = options.parse_args()
+    fixed = planned(given, "versus_st")
     both = Versus(given, fixed)
     say(f"vectors: {both.vector_seconds:.0f} s, the peer's {both.peer_vectors['seconds']:.0f} s")
     ours, theirs = both.search()
@@ -195,9 +196,8 @@ def main() -> None:
     say(f"chosen: {our_setting}, the peer {their_setting}")
     suite = both.experiment.work / "suite.yaml"
     write_text(suite, yaml.safe_dump(both.recipe.suite.model_dump(mode="json")))
-    seeds = given.seeds[:1] if given.smoke else given.seeds
     cards, others = [], []
-    for seed in seeds:
+    for seed in given.seeds:
         cards.append(both.product(our_setting, seed))
         others.append(both.other(their_setting, seed, suite))
         say(f"seed {seed}: {points(cards[-1][1.0]):.2f} points, the peer {100 * others[-1][0]:.2f}")
@@ -207,6 +207,7 @@ def main() -> None:
     pace = both.paces[our_setting.batch_size]
     result = {
         "benchmark": "versus_st",
+        "full": fixed.full,
         "points_ahead": fmean(ahead),
         "sd": spread(ahead),
         "time_to_same": min((share for share, mean in curve.items() if mean >= fmean(peer_points)), default=None),
@@ -224,7 +225,7 @@ def main() -> None:
         "chosen": {"ours": our_setting._asdict(), "peer": their_setting._asdict()},
         "pace": {"ours": pace.__dict__, "peer": both.peer_paces[their_setting.batch_size]},
         "minutes": given.minutes,
-        "seeds": seeds,
+        "seeds": given.seeds,
     }
     report(result, save=given.save)
 

@@ -77,9 +77,14 @@ def test_seeds_are_summed_up() -> None:
 
 
 def test_the_protocol_names_layers_of_the_teacher() -> None:
-    fixed = protocol()
+    fixed = protocol(full=True)
     assert {keep: len(layers) for keep, layers in fixed.retention.layers.items()} == {3: 3, 2: 2, 1: 1}
     assert len(fixed.seeds) == 3
+    assert fixed.full
+    quick = protocol(full=False)
+    assert not quick.full
+    assert quick.retention.layers == fixed.retention.layers
+    assert quick.versus_st.learning_rates == fixed.versus_st.learning_rates
 
 
 @pytest.mark.timeout(900)
