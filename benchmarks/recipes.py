@@ -227,9 +227,9 @@ class Experiment:
 
 
 def _cut(recipe: Recipe, fixed: Protocol) -> tuple[str, ...]:
-    """Settings that leave each source its share of the text, and each task so many rows and documents."""
-    limits = [max(1, (source.limit or 0) // fixed.text) for source in recipe.data.sources]
-    sources = [f"data.sources.{at}.limit={limit}" for at, limit in enumerate(limits)]
+    """Settings that leave each source its share of its `limit`, and each task so many rows and documents."""
+    given = [(at, source.limit) for at, source in enumerate(recipe.data.sources) if source.limit]
+    sources = [f"data.sources.{at}.limit={max(1, limit // fixed.text)}" for at, limit in given]
     return (*sources, f"suite.max_rows={fixed.rows}", f"suite.max_documents={fixed.rows}")
 
 
