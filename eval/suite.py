@@ -49,8 +49,8 @@ SKIPPED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeE
 class SuiteConfig(Config):
     """What to evaluate."""
 
-    name: str = "held-out"
-    """Shown with the scores."""
+    name: str = ""
+    """Shown with the scores; empty: what `label` says."""
     folder: Path | None = None
     """A folder in the layout above; None, without `official`, is the held-out part of the run's own data."""
     tasks: list[str] = Field(default=["*"])
@@ -72,6 +72,15 @@ class SuiteConfig(Config):
     """Also score them with fewer bits a number."""
     seed: int = 42
     """The seed of mteb's tasks (42 in mteb itself) and of the limits above."""
+
+    @property
+    def label(self) -> str:
+        """The name; without one the folder's, and `official` or `held-out` where there is no folder."""
+        if self.name:
+            return self.name
+        if self.folder:
+            return self.folder.resolve().name
+        return "official" if self.official else "held-out"
 
     @model_validator(mode="wrap")
     @classmethod
@@ -151,11 +160,11 @@ def load_suite(config: SuiteConfig, folder: Path | None = None) -> Suite:
     """
     folder = config.folder or (None if config.official else folder)
     if folder is None and not config.official:
-        raise ValueError(f"suite {config.name!r}: set `folder` to evaluation data, or name `official` mteb tasks")
+        raise ValueError(f"suite {config.label!r}: set `folder` to evaluation data, or name `official` mteb tasks")
     if folder is not None and not folder.is_dir():
-        raise ValueError(f"suite {config.name!r}: {folder} is not a folder")
+        raise ValueError(f"suite {config.label!r}: {folder} is not a folder")
     views = [View(width=width) for width in config.widths] + [View(precision=p) for p in config.precisions]
-    suite = Suite(config.name, [], views=views)
+    suite = Suite(config.label, [], views=views)
     with preserved_random_state(), quiet():
         if folder is not None:
             _load_folder(suite, config, folder)

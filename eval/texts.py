@@ -41,7 +41,7 @@ def suite_texts(config: SuiteConfig, folder: Path | None = None) -> Iterator[tup
         if suite.failed:
             name, reason = next(iter(suite.failed.items()))
             raise ValueError(
-                f"suite {config.name!r}: the texts of {name} are unknown, so they cannot be kept out of "
+                f"suite {config.label!r}: the texts of {name} are unknown, so they cannot be kept out of "
                 f"training ({reason}); mend it, or set data.decontamination.enabled=false"
             )
         for task in suite.tasks:

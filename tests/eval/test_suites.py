@@ -42,6 +42,13 @@ def test_every_shipped_suite_can_be_read() -> None:
         assert find_suite(path.stem, ["max_rows=7"]).max_rows == 7
 
 
+def test_scores_are_shown_under_the_name_of_what_was_measured(folder: Path) -> None:
+    assert SuiteConfig().label == "held-out"
+    assert SuiteConfig(official=["STSBenchmark"]).label == "official"
+    assert SuiteConfig(folder=folder).label == load_suite(SuiteConfig(folder=folder)).name == folder.name
+    assert SuiteConfig(folder=folder, name="mine").label == "mine"
+
+
 def test_a_suite_is_found_by_folder_file_and_official_name(folder: Path, tmp_path: Path) -> None:
     assert find_suite(str(folder), ["tasks=[sts/*]"]).folder == folder
     (tmp_path / "mine.yaml").write_text("extends: suites/lite\nname: mine\nmax_rows: 9\n")
