@@ -6,9 +6,9 @@ The student is two of the six layers of all-MiniLM-L6-v2. The product trains `co
 other side trains the very same untrained student on the very same texts with `EmbedDistillLoss` and precomputed
 vectors, through its Trainer (`benchmarks.st_distill`). The minutes hold each side's own pass of the teacher and its
 training; the steps follow from each side's own pace. Learning rate and batch size are searched on both sides over the
-same grid, with the same minutes each, by the held-out part of the training data; what was found is printed. The scores
-are those of one suite: English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the
-text, one seed. `--full`: 30 minutes, all text, a larger grid, three seeds; that takes five hours.
+same grid, with the same minutes each, by the cosine to the teacher on held-out text; what was found is printed. The
+scores are those of one suite: English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth
+of the text, one seed. `--full`: 30 minutes, all text, a larger grid, three seeds; that takes five hours.
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds;
 `time_to_same`, the smallest share of the minutes after which a product's run is as good as the peer's whole one.
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from benchmarks.common import arguments, report, say
@@ -31,11 +32,13 @@ from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, read_json, sha256_file, write_json, write_text
 from embedding.layout import resolve_model
+from eval.suite import SuiteConfig
+from eval.texts import suite_texts
 from train.recipe import Recipe
 from train.student import build_student
 
-SEARCH_LIMITS = ("max_rows=100", "max_documents=200")
-"""Of each held-out task that a setting is chosen by."""
+SEARCH_TEXTS = 1_000
+"""Held-out texts that a setting is chosen by."""
 
 
 class Setting(NamedTuple):
@@ -98,12 +101,29 @@ class Peer:
         return dict(read_json(out / "result.json"))
 
 
-def score(experiment: Experiment, model: Path, suite: Path, *limits: str) -> float:
-    """Mean(TaskType) of a model on a suite file or a folder of tasks, kept beside the model for just these weights."""
+class HeldOut:
+    """Texts that neither side trained on, with the teacher's vectors: what a setting is chosen by. Their ranking would
+    not do: after seconds of training no setting differs by it from another, or from the untrained student."""
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        texts = list(dict.fromkeys(text for _, text in suite_texts(SuiteConfig(), folder)))
+        self._texts, self._max_tokens = texts[:: max(1, len(texts) // SEARCH_TEXTS)], max_tokens
+        self._vectors_ND = self._encode(TEACHER)
+
+    def _encode(self, model: str | Path) -> np.ndarray:
+        return Embedder.from_pretrained(model, max_tokens=self._max_tokens).encode(self._texts)
+
+    def cosine(self, model: Path) -> float:
+        """The mean cosine of a model's vectors to the teacher's."""
+        return float((self._encode(model) * self._vectors_ND).sum(axis=1).mean())
+
+
+def score(experiment: Experiment, model: Path, suite: Path) -> float:
+    """Mean(TaskType) of a model on a suite file, kept beside the model for just these weights."""
     weights = sha256_file(model / "model.safetensors")
-    out = model.parent / f"scores-{fingerprint([weights, str(suite), *limits])}.json"
+    out = model.parent / f"scores-{fingerprint([weights, str(suite)])}.json"
     if not out.is_file():
-        words = ["launch", "eval", str(model), *limits, "--suite", str(suite), "--out", str(out)]
+        words = ["launch", "eval", str(model), "--suite", str(suite), "--out", str(out)]
         experiment.process(words, f"eval-{model.parent.name}")
     return float(read_json(out)["means"]["task_type"])
 
@@ -151,16 +171,16 @@ class Versus:
         return SMOKE_STEPS if self.smoke else steps
 
     def search(self) -> tuple[dict[Setting, float], dict[Setting, float]]:
-        """Every setting on both sides for the same minutes, scored on the held-out part of the training data."""
-        heldout, seconds = self.data / "heldout", 60 * self.plan.search_minutes
+        """Every setting on both sides for the same minutes: the cosine to the teacher on held-out text."""
+        heldout = HeldOut(self.data / "heldout", self.recipe.stages[0].max_tokens)
+        seconds = 60 * self.plan.search_minutes
         ours, theirs = {}, {}
         for at, setting in enumerate(self.grid):
             steps = f"stages.0.steps={self.our_steps(setting, seconds)}"
             run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
-            ours[setting] = score(self.experiment, run / "model", heldout, *SEARCH_LIMITS)
+            ours[setting] = heldout.cosine(run / "model")
             self.peer.train(f"search-{at}", setting, self.their_steps(setting, seconds), 0)
-            model = self.peer.folder / f"search-{at}" / "model"
-            theirs[setting] = score(self.experiment, model, heldout, *SEARCH_LIMITS)
+            theirs[setting] = heldout.cosine(self.peer.folder / f"search-{at}" / "model")
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
         return ours, theirs
 
