@@ -95,3 +95,15 @@ def test_the_retention_of_a_depth_is_measured(eyas_data: Path, tmp_path: Path) -
     assert set(found["worst_kind"]["layers_1"]) == {"kind", "retention"}
     assert 0 < found["untrained"]["layers_1"] <= 1.5
     assert found["students"]["layers_1"]["steps"] == [3]
+
+
+@pytest.mark.timeout(900)
+def test_both_sides_are_searched_trained_and_compared(eyas_data: Path, tmp_path: Path) -> None:
+    found = smoke("versus_st", "--work", str(tmp_path))
+    for side in ("ours", "peer"):
+        assert len(found["search"][side]) == 2
+        assert all(-1 <= cosine <= 1 for cosine in found["search"][side].values())
+        assert found["seconds"][side][0] > 0
+    assert found["points_ahead"] == pytest.approx(found["points"]["1.0"] - found["points_peer"])
+    assert 0 < found["points_peer"] < found["points_teacher"] + 5
+    assert (tmp_path / "versus-smoke" / "peer" / "s0" / "model" / "model.safetensors").is_file()
