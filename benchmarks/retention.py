@@ -15,16 +15,15 @@ Prints one JSON line last: `layers_3`, `layers_2`, `layers_1` (the mean over kin
 from typing import Any
 
 from benchmarks.common import arguments, report, say
-from benchmarks.recipes import SMOKE_STEPS, Experiment, kept, planned, recipe_options
-
-DEPTHS = [3, 2, 1]
+from benchmarks.recipes import SMOKE_STEPS, Experiment, kept, planned, protocol, recipe_options
 
 
 def main() -> None:
     """Run it all."""
     options = arguments(__doc__)
     recipe_options(options)
-    options.add_argument("--layers", type=int, nargs="+", choices=DEPTHS, default=DEPTHS, help="default: all")
+    depths = list(protocol(full=True).retention.layers)
+    options.add_argument("--layers", type=int, nargs="+", choices=depths, default=depths, help="default: all")
     given = options.parse_args()
     fixed = planned(given, "retention")
     whole = Experiment.of("retention", given, fixed)
