@@ -85,6 +85,6 @@ def test_alone_it_beats_the_untrained_student_on_held_out_text(
     before = quality(student.embedder, teacher, heldout)
     train(recipe, student, make_inputs(rows, teacher, STUDENT), tmp_path)
     after = quality(student.embedder, teacher, heldout)
-    assert after["found"] > 1.5 * before["found"], (before, after)
+    assert after["found"] > 1.25 * before["found"], (before, after)
     if not isinstance(loss, Spread):  # which asks neither labels nor a teacher what belongs together
         assert after["order"] > before["order"] + 0.1, (before, after)
