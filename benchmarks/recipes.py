@@ -68,17 +68,27 @@ class VersusProtocol(Config):
     batch_sizes: list[int]
 
 
+class Cut(Config):
+    """What a first look leaves out."""
+
+    text: int = Field(ge=1)
+    rows: int
+
+
 class Protocol(Config):
     """What is fixed before the first run; `configs/experiments/protocol.yaml` and `quick.yaml` explain the values."""
 
-    full: bool
     seeds: list[int] = Field(min_length=1)
-    text: int = Field(ge=1)
-    rows: int
     pace_steps: int
+    cut: Cut | None = None
     retention: RetentionProtocol
     decoder: DecoderProtocol
     versus_st: VersusProtocol
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing is left out."""
+        return self.cut is None
 
 
 def protocol(full: bool) -> Protocol:
@@ -150,7 +160,7 @@ class Experiment:
         data_folder()
         name = f"experiments/{recipe}"
         work = given.work / (f"{recipe}-smoke" if given.smoke else recipe if fixed.full else f"{recipe}-quick")
-        settings = SMOKE if given.smoke else () if fixed.full else _cut(load_config(Recipe, name), fixed)
+        settings = SMOKE if given.smoke else _settings(load_config(Recipe, name), fixed.cut) if fixed.cut else ()
         return cls(name, work.resolve(), settings, given.smoke)
 
     def with_settings(self, *settings: str) -> "Experiment":
@@ -226,11 +236,11 @@ class Experiment:
         return {**card, "steps": steps, "train_seconds": seconds}
 
 
-def _cut(recipe: Recipe, fixed: Protocol) -> tuple[str, ...]:
+def _settings(recipe: Recipe, cut: Cut) -> tuple[str, ...]:
     """Settings that leave each source its share of its `limit`, and each task so many rows and documents."""
     given = [(at, source.limit) for at, source in enumerate(recipe.data.sources) if source.limit]
-    sources = [f"data.sources.{at}.limit={max(1, limit // fixed.text)}" for at, limit in given]
-    return (*sources, f"suite.max_rows={fixed.rows}", f"suite.max_documents={fixed.rows}")
+    sources = [f"data.sources.{at}.limit={max(1, limit // cut.text)}" for at, limit in given]
+    return (*sources, f"suite.max_rows={cut.rows}", f"suite.max_documents={cut.rows}")
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:
