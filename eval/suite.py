@@ -137,7 +137,7 @@ def find_suite(name: str, overrides: Sequence[str] = ()) -> SuiteConfig:
     """
     shipped = sorted(path.stem for path in (CONFIGS / "suites").glob("*.yaml"))
     if Path(name).is_dir():
-        values: dict[str, Any] = {"name": Path(name).resolve().name, "folder": name}
+        values: dict[str, Any] = {"folder": name}
     elif Path(name).is_file() or name in shipped:
         return load_config(SuiteConfig, f"suites/{name}" if name in shipped else name, overrides)
     elif name in (official := known_names()):
