@@ -133,11 +133,14 @@ class Embedder(nn.Module):
 
     def forward(self, input_ids_NL: Tensor, attention_mask_NL: Tensor) -> Tensor:
         """Padded ids and mask, either padding side -> [N, D] fp32, unit norm where the model normalises."""
-        positions_NL = (attention_mask_NL.cumsum(dim=1) - 1).clamp(min=0) + self._position_offset
         hidden_NLD = self.backbone(
-            input_ids=input_ids_NL, attention_mask=attention_mask_NL, position_ids=positions_NL
+            input_ids=input_ids_NL, attention_mask=attention_mask_NL, position_ids=self.positions(attention_mask_NL)
         ).last_hidden_state
         return self._head(pool(hidden_NLD, attention_mask_NL, self.pooling))
+
+    def positions(self, attention_mask_NL: Tensor) -> Tensor:
+        """Of each token, as the backbone numbers them, either padding side: int64 [N, L]."""
+        return (attention_mask_NL.cumsum(dim=1) - 1).clamp(min=0) + self._position_offset
 
     def embed_rows(self, rows: Sequence[np.ndarray]) -> Tensor:
         """One chunk of id rows, already cut -> [n, D] on the model's device; differentiable.

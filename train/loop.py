@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from embedding.memory import keep_freed_memory
+from embedding.tokens import cut
 from eval.ranks import Ranks
 from train.calibrate import calibrate, lowered, matrix_rate
 from train.checkpoint import (
@@ -41,6 +42,7 @@ from train.distributed import (
     whole,
     world_size,
 )
+from train.fold import fold
 from train.merge import Average, State, merged
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_prompts, check_widths, checkpoint_identity, plan_stages
@@ -56,7 +58,9 @@ from train.watch import Evaluate, Watch
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Asks a training to write a checkpoint and stop: a shutdown, a preemption, Ctrl-C."""
 STATIC_TEXTS = 20_000
-"""Texts that the static start is fitted to."""
+"""Texts that a start is fitted to where the teacher's vectors are enough."""
+FOLD_TEXTS = 5_000
+"""Texts whose states a fold is fitted to: a pass of the lower layers over them, so fewer."""
 
 
 class Preempted(Exception):
@@ -136,6 +140,7 @@ def train(
     wrapped = _wrap(accelerator, student)
     if found is None:
         watch.look(0, tracker)
+    student.lower.clear()
     start, metrics, steps = time.perf_counter(), {}, 0
     with _asked_to_stop() as asked, tracker:
         for number, plan in enumerate(plans):
@@ -279,10 +284,19 @@ def _begin(job: _Job, plan: StagePlan, tracker: Tracker, *, fresh: bool) -> Memo
     """What a new run does once: set the weights in closed form if asked, measure the machine."""
     start = job.recipe.student.start
     if fresh and isinstance(start, BuiltStudent) and start.init == "static":
-        cosine = static_start(job.student.embedder, *_sample(plan, job.inputs))
+        texts = _first_texts(plan, STATIC_TEXTS)
+        cosine = static_start(
+            job.student.embedder, [plan.sampler.ids(text) for text in texts.tolist()], _vectors(job.inputs, texts)
+        )
         tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
+    for lower in job.student.lower if fresh else []:
+        # Cut where the student is cut, not the stage: every position that it will have deserves its own row.
+        limit, tokens = job.student.embedder.max_tokens, job.inputs.tokens
+        rows = [cut(tokens.ids(text), limit, tokens.suffix) for text in _first_texts(plan, FOLD_TEXTS).tolist()]
+        held = fold(job.student.embedder, lower, rows)
+        tracker.say(f"lower layers folded into the embeddings, which hold {held:.0%} of their variance")
     if fresh and job.recipe.student.projection == "pca" and job.student.projection is not None:
-        kept = pca_projection(job.student, _sample(plan, job.inputs)[1])
+        kept = pca_projection(job.student, _vectors(job.inputs, _first_texts(plan, STATIC_TEXTS)))
         tracker.say(f"projection: the teacher's principal directions, {kept:.1%} of its vectors' squared norm")
     first = prepare_work(plan.sampler, None, 0)
     with job.accelerator.autocast():
@@ -330,15 +344,19 @@ def _run_stage(
     return metrics
 
 
-def _sample(plan: StagePlan, inputs: Inputs) -> tuple[list[np.ndarray], np.ndarray]:
-    """Id rows and teacher vectors of the first texts that a stage will train on, about STATIC_TEXTS."""
-    assert inputs.vectors is not None, "the plan refuses a fitted start without teacher vectors"
+def _first_texts(plan: StagePlan, count: int) -> np.ndarray:
+    """The first texts that a stage will train on, about so many."""
     texts = np.zeros(0, dtype=np.int64)
     for step in range(plan.steps):
         texts = np.union1d(texts, plan.sampler.batch(step).text_N)
-        if len(texts) >= STATIC_TEXTS:
+        if len(texts) >= count:
             break
-    return [plan.sampler.ids(int(text)) for text in texts], inputs.vectors(texts)
+    return texts
+
+
+def _vectors(inputs: Inputs, texts: np.ndarray) -> np.ndarray:
+    assert inputs.vectors is not None, "the plan refuses a fitted start without teacher vectors"
+    return inputs.vectors(texts)
 
 
 @contextmanager

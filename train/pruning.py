@@ -63,6 +63,8 @@ def chosen_layers(start: PrunedStudent, source: Embedder, texts: Sequence[str]) 
     assert start.keep is not None, "the recipe demands one of the two"
     if start.keep > total:
         raise ValueError(f"student.start.keep {start.keep}: the model has {total} layers")
+    if start.by == "top":
+        return list(range(total - start.keep, total))
     if start.by == "position":
         return spaced(start.keep, total)
     if not texts:

@@ -56,9 +56,12 @@ class PrunedStudent(Config):
     layers: list[int] | None = Field(default=None, min_length=1)
     """The layers kept, counted from 0, in order; or `keep` says how many."""
     keep: int | None = Field(default=None, ge=1)
-    by: Literal["position", "importance"] = "position"
-    """How `keep` chooses: at even distances, the last among them; or those that change the states of the run's own
-    texts most (`train.pruning`)."""
+    by: Literal["position", "importance", "top"] = "position"
+    """How `keep` chooses: at even distances, the last among them; those that change the states of the run's own texts
+    most (`train.pruning`); or the last ones."""
+    fold: bool = False
+    """Training begins by putting the layers below the first one kept into the token embeddings, as far as a table can
+    hold them (`train.fold`). The more lies below, the better: with the last layers kept."""
 
     @field_validator("layers")
     @classmethod
@@ -71,6 +74,8 @@ class PrunedStudent(Config):
     def _one_way(self) -> "PrunedStudent":
         if (self.layers is None) == (self.keep is None):
             raise ValueError("give either `layers`, or `keep`: how many")
+        if self.fold and self.layers is not None and self.layers[0] == 0:
+            raise ValueError(f"fold: layer 0 is among layers {self.layers}, so none lies below the first one kept")
         return self
 
 

@@ -17,6 +17,7 @@ from embedding.instruction import Template
 from embedding.layout import resolve_model
 from embedding.pooling import truncate
 from embedding.tokens import append_eos, specials
+from train.fold import below
 from train.lora import add_adapters, merge_adapters
 from train.permutation import mix_int
 from train.pruning import chosen_layers, pruned
@@ -31,6 +32,8 @@ class Student(nn.Module):
         self.embedder = embedder
         # What Accelerate's FSDP2 shards as one unit.
         self._no_split_modules = list(getattr(embedder.backbone, "_no_split_modules", None) or [])
+        # Layers to be folded in as training begins; in a list, since they are no part of the student.
+        self.lower: list[Embedder] = []
         self.projection: nn.Linear | None = None
         if teacher_width is not None:
             self.projection = nn.Linear(embedder.width, teacher_width, bias=False)
@@ -99,13 +102,16 @@ def build_student(
     width = teacher.width if width is None and teacher is not None else width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_int(seed, 1) % 2**63)
+        lower = []
         match config.start:
             case BuiltStudent() as start:
                 embedder = _built(start, config, teacher)
             case PrunedStudent() as start:
                 own = start.model == "teacher"
                 source = _present(teacher, "student.start.model") if own else Embedder.from_pretrained(start.model)
-                embedder = pruned(source, chosen_layers(start, source, texts))
+                layers = chosen_layers(start, source, texts)
+                embedder = pruned(source, layers)
+                lower = [below(source, layers[0])] if start.fold and layers[0] > 0 else []
             case start:
                 embedder = Embedder.from_pretrained(start.model, pooling=config.pooling, revision=start.revision)
         _apply(config, embedder)
@@ -116,6 +122,7 @@ def build_student(
                 "none; set it to learned, or make the widths equal"
             )
         student = Student(embedder, width if project and differ else None)
+        student.lower = lower
         if config.lora is not None:
             add_adapters(student.embedder, config.lora)
         return student
