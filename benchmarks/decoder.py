@@ -25,8 +25,9 @@ def main() -> None:
     fixed = planned(given, "decoder")
     experiment = Experiment.of("decoder", given, fixed)
     pace = experiment.pace(fixed.pace_steps)
-    steps = SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes - pace.vector_seconds)
-    say(f"vectors {pace.vector_seconds:.0f} s, {1 / pace.seconds_per_token:,.0f} tokens/s: {steps} steps a run")
+    vectors = pace.teacher_seconds()
+    steps = SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes - vectors)
+    say(f"vectors {vectors:.0f} s, {1 / pace.seconds_per_token:,.0f} tokens/s: {steps} steps a run")
     found = kept([experiment.finished(f"decoder-s{seed}", seed, steps) for seed in given.seeds])
     parameters = found["parameters"]["student"]
     if parameters > MOST_PARAMETERS:
@@ -34,7 +35,7 @@ def main() -> None:
     found |= {
         "minutes": given.minutes,
         "seeds": given.seeds,
-        "vector_seconds": pace.vector_seconds,
+        "vector_seconds": vectors,
         "pace": pace.__dict__,
     }
     report({"benchmark": "decoder", "full": fixed.full, **found}, save=given.save)

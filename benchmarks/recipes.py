@@ -49,7 +49,7 @@ class RetentionProtocol(Config):
     """`benchmarks.retention`."""
 
     minutes: float
-    layers: dict[int, list[int]]
+    layers: list[int]
 
 
 class DecoderProtocol(Config):
@@ -124,8 +124,20 @@ class Pace:
     """Mean over the run's own batches."""
     overhead: float
     """Seconds of the training step besides its steps: building the student, measuring, a start in closed form."""
-    vector_seconds: float
-    """Of the teacher's pass over all texts."""
+    vector_seconds: float | None
+    """Of the teacher's pass over all texts; None: its vectors were there before."""
+
+    def teacher_seconds(self) -> float:
+        """Of the teacher's pass.
+
+        Raises:
+            RuntimeError: nobody took the time.
+        """
+        if self.vector_seconds is None:
+            raise RuntimeError(
+                "the cache held the teacher's vectors before, so nobody knows how long they take; remove it"
+            )
+        return self.vector_seconds
 
     def steps(self, seconds: float) -> int:
         """The steps that fill so many seconds of training.
@@ -202,7 +214,8 @@ class Experiment:
 
     def pace(self, steps: int) -> Pace:
         """The pace of a run of so many steps; kept, so that a benchmark that goes on plans the same steps."""
-        path = self.work / "paces" / f"{fingerprint([self.recipe, *self.settings, str(steps)])}.json"
+        recipe = load_config(Recipe, self.recipe, self.settings).model_dump(mode="json")
+        path = self.work / "paces" / f"{fingerprint([recipe, steps])}.json"
         if not path.is_file():
             name = f"pace-{path.stem}"
             steps = 2 * SMOKE_STEPS if self.smoke else steps
@@ -217,13 +230,14 @@ class Experiment:
         later = lines[1:] or lines  # the first steps also fetch memory
         per_token = sum(line["seconds"] for line in later) / sum(line["tokens"] for line in later)
         vectors = read_json(run / "steps" / "embed.json")["result"]["vectors"]
-        share = vectors["computed"] / max(1, vectors["computed"] + vectors["reused"])  # below 1 after a kill
+        share = vectors["computed"] / (vectors["computed"] + vectors["reused"])  # below 1 after a kill
+        vector_seconds = whole["embed"] / share if share else None
         recipe = load_config(Recipe, self.recipe, [*self.overrides(name), f"stages.0.steps={steps}"])
         pipeline = Pipeline(recipe, Console(quiet=True))
         pipeline.run(until="tokenize")
         sampler = plan_stages(recipe, pipeline.at.inputs)[0].sampler
         tokens = fmean(float(sampler.batch(step).length_N.sum()) for step in range(SAMPLED_STEPS))
-        return Pace(per_token, tokens, whole["train"] - sum(seconds), whole["embed"] / max(share, 1e-9))
+        return Pace(per_token, tokens, whole["train"] - sum(seconds), vector_seconds)
 
     def finished(self, name: str, seed: int, steps: int, *settings: str) -> dict[str, Any]:
         """The run's scorecard with `steps` and `train_seconds`; the run is done where it is not finished."""

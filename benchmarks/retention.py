@@ -2,9 +2,10 @@
 
     python -m benchmarks.retention [--full] [--layers 3 2 1] [--minutes 4] [--seeds 0] [--work FOLDER] [--smoke]
 
-The recipe is `configs/experiments/retention.yaml`: layers of the teacher, brought back to its vectors on English pairs
-and sentences, and measured on English tasks of six kinds (EYAS_DATA). The minutes are those of the training; the
-teacher's pass over the texts is done once for all. How many steps fill them follows from a short run for each depth.
+The recipe is `configs/experiments/retention.yaml`: the last layers of the teacher, those below folded into the token
+embeddings, brought back to its vectors on English pairs and sentences, and measured on English tasks of six kinds
+(EYAS_DATA). The minutes are those of the training; the teacher's pass over the texts is done once for all. How many
+steps fill them follows from a short run for each depth.
 The default is a first look: 4 minutes each, a tenth of the text, one seed. `--full`: an hour each, all text, three
 seeds; that takes ten hours, and goes on where it was when it is killed.
 
@@ -22,14 +23,14 @@ def main() -> None:
     """Run it all."""
     options = arguments(__doc__)
     recipe_options(options)
-    depths = list(protocol(full=True).retention.layers)
+    depths = protocol(full=True).retention.layers
     options.add_argument("--layers", type=int, nargs="+", choices=depths, default=depths, help="default: all")
     given = options.parse_args()
     fixed = planned(given, "retention")
     whole = Experiment.of("retention", given, fixed)
     found: dict[int, dict[str, Any]] = {}
     for depth in given.layers:
-        experiment = whole.with_settings(f"student.start.layers={fixed.retention.layers[depth]}")
+        experiment = whole.with_settings(f"student.start.keep={depth}")
         pace = experiment.pace(fixed.pace_steps)
         steps = SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes)
         say(f"{depth} layers, {1 / pace.seconds_per_token:,.0f} tokens/s: {steps} steps a run")

@@ -2,18 +2,24 @@
 
     python -m benchmarks.versus_st [--full] [--minutes 5] [--seeds 0] [--work FOLDER] [--smoke] [--save]
 
-The student is two of the six layers of all-MiniLM-L6-v2. The product trains `configs/experiments/versus.yaml`; the
-other side trains the very same untrained student on the very same texts with `EmbedDistillLoss` and precomputed
-vectors, through its Trainer (`benchmarks.st_distill`). The minutes hold each side's own pass of the teacher and its
-training; the steps follow from each side's own pace. Learning rate and batch size are searched on both sides over the
-same grid, with the same minutes each, by the cosine to the teacher on held-out text; what was found is printed. The
-scores are those of one suite: English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth
-of the text, one seed. `--full`: 30 minutes, all text, a larger grid, three seeds; that takes five hours.
+The student is the last two of the six layers of all-MiniLM-L6-v2. The product trains `configs/experiments/versus.yaml`,
+which begins by folding the layers below into the token embeddings; the other side trains the same layers, copied, on
+the very same texts with `EmbedDistillLoss` and precomputed vectors, through its Trainer (`benchmarks.st_distill`). To
+tell what the start gives from what the training gives, the other side trains the folded student too, at the setting
+found for the copied one, the seconds of the fold counted on it as well.
+
+The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace.
+Learning rate and batch size are searched on both sides over the same grid, with the same minutes each, by the cosine to
+the teacher on held-out text; what was found is printed. The scores are those of one suite: English tasks of six kinds
+(EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, one seed. `--full`: 30 minutes, all text, a
+larger grid, three seeds; that takes seven hours.
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds;
+`points_ahead_same_start`, the same with the product's own start given to the peer;
 `time_to_same`, the smallest share of the minutes after which a product's run is as good as the peer's whole one.
 """
 
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,8 +38,11 @@ from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, read_json, sha256_file, write_json, write_text
 from embedding.layout import resolve_model
+from embedding.tokens import cut
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
+from train.fold import fold
+from train.loop import FOLD_TEXTS
 from train.recipe import Recipe
 from train.student import build_student
 
@@ -62,22 +71,33 @@ class Peer:
         if not self._texts.is_file():
             texts = Texts.load(data / "texts")
             write_json(self._texts, list(dict.fromkeys(texts.text(row) for row in range(len(texts)))))
-        self._student = self.folder / "untrained"
-        if not self._student.is_dir():
+        self._starts = self.folder / "starts"
+        if not self._starts.is_dir():
             student = build_student(recipe.student, Embedder.from_pretrained(TEACHER), recipe.seed)
-            with new_folder(self._student) as folder:
-                student.embedder.save_pretrained(folder)
+            with new_folder(self._starts) as folder:
+                student.embedder.save_pretrained(folder / "copied")
+                begin = time.perf_counter()
+                texts = read_json(self._texts)
+                texts = texts[:: max(1, len(texts) // FOLD_TEXTS)]
+                rows = [
+                    cut(row, recipe.student.max_tokens, 1)
+                    for row in student.embedder.tokenize(texts, [""] * len(texts))
+                ]
+                fold(student.embedder, student.lower[0], rows)
+                student.embedder.save_pretrained(folder / "folded")
+                write_json(folder / "seconds.json", {"copied": 0.0, "folded": time.perf_counter() - begin})
+        self.start_seconds: dict[str, float] = read_json(self._starts / "seconds.json")
 
     def vectors(self) -> dict[str, Any]:
         """The seconds of the teacher's pass, and the batch size it took."""
         tokens = self._recipe.stages[0].max_tokens
         return self._result("vectors", "vectors", Settings(str(resolve_model(TEACHER)), str(self._texts), "", tokens))
 
-    def train(self, name: str, setting: Setting, steps: int, seed: int) -> dict[str, Any]:
-        """A training; its `seconds`, `seconds_per_step` and `overhead`."""
+    def train(self, name: str, setting: Setting, steps: int, seed: int, start: str = "copied") -> dict[str, Any]:
+        """A training from the layers as `copied` or `folded`; its `seconds`, `seconds_per_step` and `overhead`."""
         stage = self._recipe.stages[0]
         settings = Settings(
-            model=str(self._student),
+            model=str(self._starts / start),
             texts=str(self._texts),
             out="",
             max_tokens=stage.max_tokens,
@@ -145,7 +165,7 @@ class Versus:
         sizes = dict.fromkeys(setting.batch_size for setting in self.grid)
         of_size = {size: self.experiment.with_settings(f"stages.0.batch_size={size}") for size in sizes}
         self.paces = {size: experiment.pace(fixed.pace_steps) for size, experiment in of_size.items()}
-        self.vector_seconds = next(iter(self.paces.values())).vector_seconds
+        self.vector_seconds = next(iter(self.paces.values())).teacher_seconds()
         self.recipe = load_config(Recipe, self.experiment.recipe, self.experiment.overrides("any"))
         self.data = self.experiment.prepared()
         self.peer = Peer(self.experiment, self.recipe, self.data)
@@ -176,10 +196,11 @@ class Versus:
         seconds = 60 * self.plan.search_minutes
         ours, theirs = {}, {}
         for at, setting in enumerate(self.grid):
-            steps = f"stages.0.steps={self.our_steps(setting, seconds)}"
+            steps = f"stages.0.steps={self.our_steps(setting, seconds + self.paces[setting.batch_size].overhead)}"
             run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
             ours[setting] = heldout.cosine(run / "model")
-            self.peer.train(f"search-{at}", setting, self.their_steps(setting, seconds), 0)
+            their_steps = self.their_steps(setting, seconds + self.peer_paces[setting.batch_size]["overhead"])
+            self.peer.train(f"search-{at}", setting, their_steps, 0)
             theirs[setting] = heldout.cosine(self.peer.folder / f"search-{at}" / "model")
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
         return ours, theirs
@@ -195,12 +216,13 @@ class Versus:
                 found[share] = self.experiment.finished(f"ours-{share:g}-s{seed}", seed, steps, *setting.words())
         return found
 
-    def other(self, setting: Setting, seed: int, suite: Path) -> tuple[float, float]:
-        """The peer's Mean(TaskType) and the seconds it used."""
-        left = 60 * self.given.minutes - self.peer_vectors["seconds"]
-        trained = self.peer.train(f"s{seed}", setting, self.their_steps(setting, left), seed)
-        mean = score(self.experiment, self.peer.folder / f"s{seed}" / "model", suite)
-        return mean, self.peer_vectors["seconds"] + trained["seconds"]
+    def other(self, setting: Setting, seed: int, suite: Path, start: str) -> tuple[float, float]:
+        """The peer's Mean(TaskType) x 100 from one of the starts, and the seconds it used."""
+        before = self.peer_vectors["seconds"] + self.peer.start_seconds[start]
+        steps = self.their_steps(setting, 60 * self.given.minutes - before)
+        trained = self.peer.train(f"{start}-s{seed}", setting, steps, seed, start)
+        mean = score(self.experiment, self.peer.folder / f"{start}-s{seed}" / "model", suite)
+        return 100 * mean, before + trained["seconds"]
 
 
 def main() -> None:
@@ -216,29 +238,36 @@ def main() -> None:
     say(f"chosen: {our_setting}, the peer {their_setting}")
     suite = both.experiment.work / "suite.yaml"
     write_text(suite, yaml.safe_dump(both.recipe.suite.model_dump(mode="json")))
-    cards, others = [], []
+    cards: list[dict[float, dict[str, Any]]] = []
+    others: dict[str, list[tuple[float, float]]] = {start: [] for start in ("copied", "folded")}
     for seed in given.seeds:
         cards.append(both.product(our_setting, seed))
-        others.append(both.other(their_setting, seed, suite))
-        say(f"seed {seed}: {points(cards[-1][1.0]):.2f} points, the peer {100 * others[-1][0]:.2f}")
+        for start, found in others.items():
+            found.append(both.other(their_setting, seed, suite, start))
+            say(f"seed {seed}: {points(cards[-1][1.0]):.2f} points, the peer {found[-1][0]:.2f} ({start})")
     curve = {share: fmean(points(of[share]) for of in cards) for share in cards[0]}
-    peer_points = [100 * mean for mean, _ in others]
-    ahead = [points(of[1.0]) - peer for of, peer in zip(cards, peer_points, strict=True)]
+    peer_points = {start: [mean for mean, _ in found] for start, found in others.items()}
+    ahead, ahead_same = (
+        [points(of[1.0]) - peer for of, peer in zip(cards, found, strict=True)] for found in peer_points.values()
+    )
     pace = both.paces[our_setting.batch_size]
     result = {
         "benchmark": "versus_st",
         "full": fixed.full,
         "points_ahead": fmean(ahead),
         "sd": spread(ahead),
-        "time_to_same": min((share for share, mean in curve.items() if mean >= fmean(peer_points)), default=None),
+        "time_to_same": min(
+            (share for share, mean in curve.items() if mean >= fmean(peer_points["copied"])), default=None
+        ),
+        "points_ahead_same_start": fmean(ahead_same),
         "points": curve,
-        "points_peer": fmean(peer_points),
+        "points_peer": {start: fmean(found) for start, found in peer_points.items()},
         "points_teacher": points(cards[0][1.0], "teacher"),
         "points_untrained": points(cards[0][1.0], "untrained"),
         "each": {"ours": [points(of[1.0]) for of in cards], "peer": peer_points},
         "seconds": {
             "ours": [both.vector_seconds + pace.overhead + of[1.0]["train_seconds"] for of in cards],
-            "peer": [seconds for _, seconds in others],
+            "peer": {start: [seconds for _, seconds in found] for start, found in others.items()},
         },
         "vector_seconds": {"ours": both.vector_seconds, "peer": both.peer_vectors},
         "search": {side: {str(tuple(s)): v for s, v in of.items()} for side, of in (("ours", ours), ("peer", theirs))},
