@@ -4,6 +4,7 @@ All that must survive is in the checkpoint, or follows from the seed and the ste
 """
 
 import os
+import math
 import signal
 import threading
 import time
@@ -345,9 +346,9 @@ def _run_stage(
 
 
 def _first_texts(plan: StagePlan, count: int) -> np.ndarray:
-    """The first texts that a stage will train on, about so many."""
+    """The first texts that a stage will train on, about so many; those of one epoch where it has fewer."""
     texts = np.zeros(0, dtype=np.int64)
-    for step in range(plan.steps):
+    for step in range(min(plan.steps, math.ceil(plan.sampler.rows_per_epoch / plan.stage.batch_size))):
         texts = np.union1d(texts, plan.sampler.batch(step).text_N)
         if len(texts) >= count:
             break
