@@ -3,8 +3,8 @@
 All that must survive is in the checkpoint, or follows from the seed and the step.
 """
 
-import os
 import math
+import os
 import signal
 import threading
 import time
