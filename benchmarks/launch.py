@@ -44,7 +44,7 @@ data:
 stages:
   - {{name: match, steps: 2, batch_size: 16, max_tokens: 64}}
 student:
-  start: {{kind: pruned, model: teacher, layers: [1, 3, 5]}}
+  start: {{kind: pruned, model: teacher, by: position, fold: false}}
   max_tokens: 64
 teacher: {{max_tokens: 64}}
 tracking: {{log_every: 1}}

@@ -31,7 +31,7 @@ data:
   heldout:
     share: 0.25
 student:
-  start: {kind: pruned, model: teacher, layers: [2]}
+  start: {kind: pruned, model: teacher, keep: 1}
   template: {query: "Instruct: {task}\\nQuery: "}
   max_tokens: 32
 teacher:

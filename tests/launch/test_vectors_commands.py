@@ -21,7 +21,7 @@ from tests.launch.conftest import RECIPE, eyas, questions_and_answers, write_row
 
 ROOT = Path(__file__).parents[2]
 IMPORTED = RECIPE.replace("teacher:\n  max_tokens: 32\n", "teacher: {kind: imported, model: from-afar}\n").replace(
-    "{kind: pruned, model: teacher, layers: [2]}", "{kind: pruned, model: " + TEACHER + ", layers: [2]}"
+    "{kind: pruned, model: teacher, keep: 1}", "{kind: pruned, model: " + TEACHER + ", keep: 1}"
 )
 
 
