@@ -29,7 +29,7 @@ SHRINK = 1.0
 RIDGE = 1.0
 """Of the map from old rows to new ones."""
 TURNS = 4
-"""Of T and P; the fit changes in the fourth digit after three."""
+"""Of T and P. The second to fourth hold 0.3 points more of the variance (layers 0 to 3 of all-MiniLM-L6-v2)."""
 
 
 def foldable(embedder: Embedder) -> bool:
@@ -70,8 +70,9 @@ def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> floa
     sum_VD, sum_MD = torch.zeros_like(old_VD), torch.zeros_like(old_MD)
     squares, pairs = 0.0, []
     lower.to(device).eval()
+    scale_D = torch.where(norm.weight == 0, 1.0, norm.weight).detach()  # where it is 0 every state is the bias
     for ids_T, places_T, states_TD in _states(lower, rows):
-        z_TD = (states_TD - norm.bias.detach()) / norm.weight.detach()
+        z_TD = (states_TD - norm.bias.detach()) / scale_D
         sum_VD.index_add_(0, ids_T, z_TD)
         sum_MD.index_add_(0, places_T, z_TD)
         squares += float(z_TD.double().square().sum())

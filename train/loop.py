@@ -47,7 +47,7 @@ from train.fold import fold
 from train.merge import Average, State, merged
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_prompts, check_widths, checkpoint_identity, plan_stages
-from train.recipe import BuiltStudent, Recipe
+from train.recipe import BuiltStudent, PrunedStudent, Recipe
 from train.spikes import SpikeGuard
 from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
 from train.static_start import static_start
@@ -296,6 +296,8 @@ def _begin(job: _Job, plan: StagePlan, tracker: Tracker, *, fresh: bool) -> Memo
         rows = [cut(tokens.ids(text), limit, tokens.suffix) for text in _first_texts(plan, FOLD_TEXTS).tolist()]
         held = fold(job.student.embedder, lower, rows)
         tracker.say(f"lower layers folded into the embeddings, which hold {held:.0%} of their variance")
+    if fresh and isinstance(start, PrunedStudent) and start.fold and not job.student.lower:
+        tracker.say("nothing to fold: the first layer is kept, so none lies below")
     if fresh and job.recipe.student.projection == "pca" and job.student.projection is not None:
         kept = pca_projection(job.student, _vectors(job.inputs, _first_texts(plan, STATIC_TEXTS)))
         tracker.say(f"projection: the teacher's principal directions, {kept:.1%} of its vectors' squared norm")

@@ -135,6 +135,16 @@ def test_a_run_begins_with_it_and_does_it_once(teacher: Embedder, tmp_path: Path
     assert not resumed.lower
 
 
+def test_a_run_with_nothing_below_says_so(
+    teacher: Embedder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = TOP.model_copy(update={"start": PrunedStudent(keep=6, by="top", fold=True)})
+    inputs = make_inputs(docstring_rows()[:40], teacher, whole)
+    recipe = make_recipe(whole, stage(steps=1, losses=[Match()]))
+    train(recipe, build_student(whole, teacher, 0), inputs, tmp_path)
+    assert "nothing to fold: the first layer is kept" in capsys.readouterr().err
+
+
 def test_what_cannot_be_folded_is_refused(teacher: Embedder) -> None:
     with pytest.raises(ValueError, match="layer 0 is among layers"):
         PrunedStudent(layers=[0, 5], fold=True)
