@@ -38,7 +38,6 @@ from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, read_json, sha256_file, write_json, write_text
 from embedding.layout import resolve_model
-from embedding.tokens import cut
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
 from train.fold import fold
@@ -79,11 +78,7 @@ class Peer:
                 begin = time.perf_counter()
                 texts = read_json(self._texts)
                 texts = texts[:: max(1, len(texts) // FOLD_TEXTS)]
-                rows = [
-                    cut(row, recipe.student.max_tokens, 1)
-                    for row in student.embedder.tokenize(texts, [""] * len(texts))
-                ]
-                fold(student.embedder, student.lower[0], rows)
+                fold(student.embedder, student.lower[0], student.embedder.tokenize(texts, [""] * len(texts)))
                 student.embedder.save_pretrained(folder / "folded")
                 write_json(folder / "seconds.json", {"copied": 0.0, "folded": time.perf_counter() - begin})
         self.start_seconds: dict[str, float] = read_json(self._starts / "seconds.json")

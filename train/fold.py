@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from embedding.embedder import TOKEN_BUDGET, Embedder
-from embedding.tokens import pad, plan_chunks
+from embedding.tokens import cut, pad, plan_chunks
 from train.pruning import pruned
 
 SHRINK = 1.0
@@ -56,7 +56,8 @@ def below(source: Embedder, first: int) -> Embedder:
 
 
 def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> float:
-    """Set `student`'s embeddings to what `lower` makes of the tokens of `rows` (id rows, cut).
+    """Set `student`'s embeddings to what `lower` makes of the tokens of `rows`: whole id rows, cut here to the
+    student's own `max_tokens` and not a stage's, since every position that it will have deserves its own row.
 
     Returns the share of the states' variance that the tables hold, to be logged.
     """
@@ -71,6 +72,7 @@ def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> floa
     squares, pairs = 0.0, []
     lower.to(device).eval()
     scale_D = torch.where(norm.weight == 0, 1.0, norm.weight).detach()  # where it is 0 every state is the bias
+    rows = [cut(row, student.max_tokens, len(student.specials.after)) for row in rows]
     for ids_T, places_T, states_TD in _states(lower, rows):
         z_TD = (states_TD - norm.bias.detach()) / scale_D
         sum_VD.index_add_(0, ids_T, z_TD)

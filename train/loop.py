@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from embedding.memory import keep_freed_memory
-from embedding.tokens import cut
 from eval.ranks import Ranks
 from train.calibrate import calibrate, lowered, matrix_rate
 from train.checkpoint import (
@@ -283,28 +282,32 @@ class _Job:
 
 def _begin(job: _Job, plan: StagePlan, tracker: Tracker, *, fresh: bool) -> Memory:
     """What a new run does once: set the weights in closed form if asked, measure the machine."""
-    start = job.recipe.student.start
-    if fresh and isinstance(start, BuiltStudent) and start.init == "static":
-        texts = _first_texts(plan, STATIC_TEXTS)
-        cosine = static_start(
-            job.student.embedder, [plan.sampler.ids(text) for text in texts.tolist()], _vectors(job.inputs, texts)
-        )
-        tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
-    for lower in job.student.lower if fresh else []:
-        # Cut where the student is cut, not the stage: every position that it will have deserves its own row.
-        limit, tokens = job.student.embedder.max_tokens, job.inputs.tokens
-        rows = [cut(tokens.ids(text), limit, tokens.suffix) for text in _first_texts(plan, FOLD_TEXTS).tolist()]
-        held = fold(job.student.embedder, lower, rows)
-        tracker.say(f"lower layers folded into the embeddings, which hold {held:.0%} of their variance")
-    if fresh and isinstance(start, PrunedStudent) and start.fold and not job.student.lower:
-        tracker.say("nothing to fold: the first layer is kept, so none lies below")
-    if fresh and job.recipe.student.projection == "pca" and job.student.projection is not None:
-        kept = pca_projection(job.student, _vectors(job.inputs, _first_texts(plan, STATIC_TEXTS)))
-        tracker.say(f"projection: the teacher's principal directions, {kept:.1%} of its vectors' squared norm")
+    if fresh:
+        _fit_start(job, plan, tracker)
     first = prepare_work(plan.sampler, None, 0)
     with job.accelerator.autocast():
         memory = calibrate(job.student, first.rows, job.recipe.compute)
     return Memory(**broadcast_object(asdict(memory)))
+
+
+def _fit_start(job: _Job, plan: StagePlan, tracker: Tracker) -> None:
+    """The weights that the recipe wants in closed form, from the first texts that are trained on."""
+    start, student = job.recipe.student.start, job.student
+    if isinstance(start, BuiltStudent) and start.init == "static":
+        texts = _first_texts(plan, STATIC_TEXTS)
+        rows = [plan.sampler.ids(text) for text in texts.tolist()]
+        cosine = static_start(student.embedder, rows, _vectors(job.inputs, texts))
+        tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
+    if isinstance(start, PrunedStudent) and start.fold:
+        if student.lower:
+            rows = [job.inputs.tokens.ids(text) for text in _first_texts(plan, FOLD_TEXTS).tolist()]
+            held = fold(student.embedder, student.lower[0], rows)
+            tracker.say(f"lower layers folded into the embeddings, which hold {held:.0%} of their variance")
+        else:
+            tracker.say("nothing to fold: the first layer is kept, so none lies below")
+    if job.recipe.student.projection == "pca" and student.projection is not None:
+        kept = pca_projection(student, _vectors(job.inputs, _first_texts(plan, STATIC_TEXTS)))
+        tracker.say(f"projection: the teacher's principal directions, {kept:.1%} of its vectors' squared norm")
 
 
 def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
