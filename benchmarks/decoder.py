@@ -23,7 +23,7 @@ def main() -> None:
     recipe_options(options)
     given = options.parse_args()
     fixed = planned(given, "decoder")
-    experiment = Experiment.of("decoder", given, fixed)
+    experiment = Experiment.of("decoder", given, fixed.decoder.cut)
     pace = experiment.pace(fixed.pace_steps)
     vectors = pace.teacher_seconds()
     steps = SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes - vectors)
@@ -38,7 +38,7 @@ def main() -> None:
         "vector_seconds": vectors,
         "pace": pace.__dict__,
     }
-    report({"benchmark": "decoder", "full": fixed.full, **found}, save=given.save)
+    report({"benchmark": "decoder", "full": given.full, **found}, save=given.save)
 
 
 if __name__ == "__main__":

@@ -45,34 +45,38 @@ SMOKE = (
 """A recipe so small that a test runs it; what it scores means nothing."""
 
 
+class Cut(Config):
+    """What a first look leaves out."""
+
+    text: int = Field(ge=1)
+    rows: int | None = None
+
+
 class RetentionProtocol(Config):
     """`benchmarks.retention`."""
 
     minutes: float
     layers: list[int]
+    cut: Cut | None = None
 
 
 class DecoderProtocol(Config):
     """`benchmarks.decoder`."""
 
     minutes: float
+    cut: Cut | None = None
 
 
 class VersusProtocol(Config):
     """`benchmarks.versus_st`."""
 
     minutes: float
+    cut: Cut | None = None
+    starts: list[Literal["copied", "folded"]]
     shares: list[float]
     search_minutes: float
     learning_rates: list[float]
     batch_sizes: list[int]
-
-
-class Cut(Config):
-    """What a first look leaves out."""
-
-    text: int = Field(ge=1)
-    rows: int
 
 
 class Protocol(Config):
@@ -80,15 +84,9 @@ class Protocol(Config):
 
     seeds: list[int] = Field(min_length=1)
     pace_steps: int
-    cut: Cut | None = None
     retention: RetentionProtocol
     decoder: DecoderProtocol
     versus_st: VersusProtocol
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing is left out."""
-        return self.cut is None
 
 
 def protocol(full: bool) -> Protocol:
@@ -163,7 +161,7 @@ class Experiment:
     smoke: bool = False
 
     @classmethod
-    def of(cls, recipe: str, given: Namespace, fixed: Protocol) -> "Experiment":
+    def of(cls, recipe: str, given: Namespace, cut: Cut | None) -> "Experiment":
         """The experiment in a folder of its own below `--work`: the time for vectors is then the time for all of them.
 
         Raises:
@@ -171,8 +169,8 @@ class Experiment:
         """
         data_folder()
         name = f"experiments/{recipe}"
-        work = given.work / (f"{recipe}-smoke" if given.smoke else recipe if fixed.full else f"{recipe}-quick")
-        settings = SMOKE if given.smoke else _settings(load_config(Recipe, name), fixed.cut) if fixed.cut else ()
+        work = given.work / (f"{recipe}-smoke" if given.smoke else recipe if given.full else f"{recipe}-quick")
+        settings = SMOKE if given.smoke else _settings(load_config(Recipe, name), cut) if cut else ()
         return cls(name, work.resolve(), settings, given.smoke)
 
     def with_settings(self, *settings: str) -> "Experiment":
@@ -254,7 +252,8 @@ def _settings(recipe: Recipe, cut: Cut) -> tuple[str, ...]:
     """Settings that leave each source its share of its `limit`, and each task so many rows and documents."""
     given = [(at, source.limit) for at, source in enumerate(recipe.data.sources) if source.limit]
     sources = [f"data.sources.{at}.limit={max(1, limit // cut.text)}" for at, limit in given]
-    return (*sources, f"suite.max_rows={cut.rows}", f"suite.max_documents={cut.rows}")
+    rows = () if cut.rows is None else (f"suite.max_rows={cut.rows}", f"suite.max_documents={cut.rows}")
+    return (*sources, *rows)
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:

@@ -27,7 +27,7 @@ def main() -> None:
     options.add_argument("--layers", type=int, nargs="+", choices=depths, default=depths, help="default: all")
     given = options.parse_args()
     fixed = planned(given, "retention")
-    whole = Experiment.of("retention", given, fixed)
+    whole = Experiment.of("retention", given, fixed.retention.cut)
     found: dict[int, dict[str, Any]] = {}
     for depth in given.layers:
         experiment = whole.with_settings(f"student.start.keep={depth}")
@@ -36,7 +36,7 @@ def main() -> None:
         say(f"{depth} layers, {1 / pace.seconds_per_token:,.0f} tokens/s: {steps} steps a run")
         cards = [experiment.finished(f"layers-{depth}-s{seed}", seed, steps) for seed in given.seeds]
         found[depth] = kept(cards) | {"pace": pace.__dict__}
-    result: dict[str, Any] = {"benchmark": "retention", "full": fixed.full}
+    result: dict[str, Any] = {"benchmark": "retention", "full": given.full}
     result |= {f"layers_{depth}": of["retention"] for depth, of in found.items()}
     for key in ("sd", "worst_kind", "untrained"):
         result[key] = {f"layers_{depth}": of[key] for depth, of in found.items()}

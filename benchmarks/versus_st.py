@@ -11,19 +11,19 @@ found for the copied one, the seconds of the fold counted on it as well.
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace.
 Learning rate and batch size are searched on both sides over the same grid, with the same minutes each, by the cosine to
 the teacher on held-out text; what was found is printed. The scores are those of one suite: English tasks of six kinds
-(EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, one seed. `--full`: 30 minutes, all text, a
-larger grid, three seeds; that takes seven hours.
+(EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one seed, and without the last
+of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text, three seeds: seven hours.
 
-Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds;
+Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds,
+with the 95 % interval of chance in the items and the seeds (`eval.study`; with one seed, in the items alone);
 `points_ahead_same_start`, the same with the product's own start given to the peer;
 `time_to_same`, the smallest share of the minutes after which a product's run is as good as the peer's whole one.
 """
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,13 +31,16 @@ import yaml
 
 from benchmarks.common import arguments, report, say
 from benchmarks.pairs import TEACHER
-from benchmarks.recipes import SMOKE_STEPS, Experiment, Protocol, planned, recipe_options, spread
+from benchmarks.recipes import SMOKE_STEPS, Experiment, Protocol, planned, recipe_options, steps_logged
 from benchmarks.st_distill import Settings
 from data_prep.tables import Texts
 from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, read_json, sha256_file, write_json, write_text
 from embedding.layout import resolve_model
+from eval.compare import as_card
+from eval.scorecard import Scorecard
+from eval.study import Row, Trial, study
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
 from train.fold import fold
@@ -70,18 +73,22 @@ class Peer:
         if not self._texts.is_file():
             texts = Texts.load(data / "texts")
             write_json(self._texts, list(dict.fromkeys(texts.text(row) for row in range(len(texts)))))
-        self._starts = self.folder / "starts"
-        if not self._starts.is_dir():
-            student = build_student(recipe.student, Embedder.from_pretrained(TEACHER), recipe.seed)
-            with new_folder(self._starts) as folder:
-                student.embedder.save_pretrained(folder / "copied")
-                begin = time.perf_counter()
+
+    def start(self, name: str) -> Path:
+        """The untrained student with its layers as `copied`, or `folded`; the seconds of it lie beside its weights."""
+        path = self.folder / "starts" / name
+        if not path.is_dir():
+            student = build_student(self._recipe.student, Embedder.from_pretrained(TEACHER), self._recipe.seed)
+            begin = time.perf_counter()
+            if name == "folded":
                 texts = read_json(self._texts)
                 texts = texts[:: max(1, len(texts) // FOLD_TEXTS)]
                 fold(student.embedder, student.lower[0], student.embedder.tokenize(texts, [""] * len(texts)))
-                student.embedder.save_pretrained(folder / "folded")
-                write_json(folder / "seconds.json", {"copied": 0.0, "folded": time.perf_counter() - begin})
-        self.start_seconds: dict[str, float] = read_json(self._starts / "seconds.json")
+            seconds = time.perf_counter() - begin
+            with new_folder(path) as folder:
+                student.embedder.save_pretrained(folder)
+                write_json(folder / "seconds.json", seconds)
+        return path
 
     def vectors(self) -> dict[str, Any]:
         """The seconds of the teacher's pass, and the batch size it took."""
@@ -92,7 +99,7 @@ class Peer:
         """A training from the layers as `copied` or `folded`; its `seconds`, `seconds_per_step` and `overhead`."""
         stage = self._recipe.stages[0]
         settings = Settings(
-            model=str(self._starts / start),
+            model=str(self.start(start)),
             texts=str(self._texts),
             out="",
             max_tokens=stage.max_tokens,
@@ -133,16 +140,6 @@ class HeldOut:
         return float((self._encode(model) * self._vectors_ND).sum(axis=1).mean())
 
 
-def score(experiment: Experiment, model: Path, suite: Path) -> float:
-    """Mean(TaskType) of a model on a suite file, kept beside the model for just these weights."""
-    weights = sha256_file(model / "model.safetensors")
-    out = model.parent / f"scores-{fingerprint([weights, str(suite)])}.json"
-    if not out.is_file():
-        words = ["launch", "eval", str(model), "--suite", str(suite), "--out", str(out)]
-        experiment.process(words, f"eval-{model.parent.name}")
-    return float(read_json(out)["means"]["task_type"])
-
-
 def best(found: Mapping[Setting, float]) -> Setting:
     """The setting with the best score."""
     return max(found, key=lambda setting: found[setting])
@@ -154,7 +151,7 @@ class Versus:
     def __init__(self, given: Namespace, fixed: Protocol) -> None:
         self.given, self.plan, self.smoke = given, fixed.versus_st, given.smoke
         self._pace_steps = SMOKE_STEPS if given.smoke else fixed.pace_steps
-        self.experiment = Experiment.of("versus", given, fixed)
+        self.experiment = Experiment.of("versus", given, self.plan.cut)
         grid = [Setting(rate, size) for size in self.plan.batch_sizes for rate in self.plan.learning_rates]
         self.grid = [setting._replace(batch_size=8) for setting in grid[:2]] if given.smoke else grid
         sizes = dict.fromkeys(setting.batch_size for setting in self.grid)
@@ -200,24 +197,43 @@ class Versus:
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
         return ours, theirs
 
-    def product(self, setting: Setting, seed: int) -> dict[float, dict[str, Any]]:
-        """The scorecards of the product after each share of the minutes; 1.0 is the whole. A share in which the
-        teacher's pass leaves no time to train is left out."""
-        found = {}
+    def scored(self, name: str, model: Path) -> Scorecard:
+        """What `eyas eval` finds of a model; kept for just these weights and this suite."""
+        suite, folder = self.recipe.suite.model_dump(mode="json"), self.experiment.work / "scores"
+        key = fingerprint([sha256_file(model / "model.safetensors"), suite])
+        path, out = folder / f"{name}-{key}.yaml", folder / f"{name}-{key}.json"
+        if not out.is_file():
+            folder.mkdir(exist_ok=True)
+            write_text(path, yaml.safe_dump(suite))
+            words = ["launch", "eval", str(model), "--suite", str(path), "--out", str(out)]
+            self.experiment.process(words, f"eval-{name}")
+        return as_card(read_json(out))
+
+    def ours(self, setting: Setting, seed: int) -> dict[str, Trial]:
+        """The product after each share of the minutes; 1 is the whole. A share in which the teacher's pass leaves no
+        time to train is left out."""
+        pace, found = self.paces[setting.batch_size], {}
         for share in (*self.plan.shares, 1.0):
             left = share * 60 * self.given.minutes - self.vector_seconds
-            if left > self.paces[setting.batch_size].overhead + 1 or share == 1.0 or self.smoke:
-                steps = self.our_steps(setting, left)
-                found[share] = self.experiment.finished(f"ours-{share:g}-s{seed}", seed, steps, *setting.words())
+            if left > pace.overhead + 1 or share == 1.0 or self.smoke:
+                name, steps = f"ours-{share:g}-s{seed}", self.our_steps(setting, left)
+                words = (f"seed={seed}", f"stages.0.steps={steps}", *setting.words())
+                run = self.experiment.command("train", name, *words)
+                seconds = self.vector_seconds + pace.overhead + sum(line["seconds"] for line in steps_logged(run))
+                found[f"{share:g}"] = Trial(seed, self.scored(name, run / "model"), seconds)
         return found
 
-    def other(self, setting: Setting, seed: int, suite: Path, start: str) -> tuple[float, float]:
-        """The peer's Mean(TaskType) x 100 from one of the starts, and the seconds it used."""
-        before = self.peer_vectors["seconds"] + self.peer.start_seconds[start]
-        steps = self.their_steps(setting, 60 * self.given.minutes - before)
-        trained = self.peer.train(f"{start}-s{seed}", setting, steps, seed, start)
-        mean = score(self.experiment, self.peer.folder / f"{start}-s{seed}" / "model", suite)
-        return 100 * mean, before + trained["seconds"]
+    def theirs(self, setting: Setting, seed: int) -> dict[str, Trial]:
+        """The peer from each start."""
+        found = {}
+        for start in self.plan.starts:
+            before = self.peer_vectors["seconds"] + float(read_json(self.peer.start(start) / "seconds.json"))
+            steps = self.their_steps(setting, 60 * self.given.minutes - before)
+            name = f"{start}-s{seed}"
+            trained = self.peer.train(name, setting, steps, seed, start)
+            card = self.scored(f"peer-{name}", self.peer.folder / name / "model")
+            found[start] = Trial(seed, card, before + trained["seconds"])
+        return found
 
 
 def main() -> None:
@@ -231,52 +247,56 @@ def main() -> None:
     ours, theirs = both.search()
     our_setting, their_setting = best(ours), best(theirs)
     say(f"chosen: {our_setting}, the peer {their_setting}")
-    suite = both.experiment.work / "suite.yaml"
-    write_text(suite, yaml.safe_dump(both.recipe.suite.model_dump(mode="json")))
-    cards: list[dict[float, dict[str, Any]]] = []
-    others: dict[str, list[tuple[float, float]]] = {start: [] for start in ("copied", "folded")}
+    trials: dict[str, list[Trial]] = {}
     for seed in given.seeds:
-        cards.append(both.product(our_setting, seed))
-        for start, found in others.items():
-            found.append(both.other(their_setting, seed, suite, start))
-            say(f"seed {seed}: {points(cards[-1][1.0]):.2f} points, the peer {found[-1][0]:.2f} ({start})")
-    curve = {share: fmean(points(of[share]) for of in cards) for share in cards[0]}
-    peer_points = {start: [mean for mean, _ in found] for start, found in others.items()}
-    ahead, ahead_same = (
-        [points(of[1.0]) - peer for of, peer in zip(cards, found, strict=True)] for found in peer_points.values()
-    )
-    pace = both.paces[our_setting.batch_size]
+        for name, trial in (both.ours(our_setting, seed) | both.theirs(their_setting, seed)).items():
+            trials.setdefault(name, []).append(trial)
+    cards = {"untrained": both.scored("untrained", both.peer.start("copied"))}
+    if given.full:
+        cards["teacher"] = both.scored("teacher", resolve_model(TEACHER))
+    trials |= {name: [Trial(given.seeds[0], card, 0.0)] for name, card in cards.items()}
+    rows = {row.name: row for row in compared(trials, "copied")}
     result = {
         "benchmark": "versus_st",
-        "full": fixed.full,
-        "points_ahead": fmean(ahead),
-        "sd": spread(ahead),
+        "full": given.full,
+        **ahead("points_ahead", rows["1"]),
         "time_to_same": min(
-            (share for share, mean in curve.items() if mean >= fmean(peer_points["copied"])), default=None
+            (float(name) for name in trials if name[0].isdigit() and rows[name].mean >= rows["copied"].mean),
+            default=None,
         ),
-        "points_ahead_same_start": fmean(ahead_same),
-        "points": curve,
-        "points_peer": {start: fmean(found) for start, found in peer_points.items()},
-        "points_teacher": points(cards[0][1.0], "teacher"),
-        "points_untrained": points(cards[0][1.0], "untrained"),
-        "each": {"ours": [points(of[1.0]) for of in cards], "peer": peer_points},
-        "seconds": {
-            "ours": [both.vector_seconds + pace.overhead + of[1.0]["train_seconds"] for of in cards],
-            "peer": {start: [seconds for _, seconds in found] for start, found in others.items()},
-        },
+    }
+    if "folded" in trials:
+        same = {row.name: row for row in compared(trials, "folded")}
+        result |= ahead("points_ahead_same_start", same["1"])
+    result |= {
+        "points": {name: 100 * row.mean for name, row in rows.items()},
+        "kinds": {name: {kind: 100 * of for kind, of in row.kinds.items()} for name, row in rows.items()},
+        "sd": {name: row.deviation and 100 * row.deviation for name, row in rows.items()},
+        "each": {name: [100 * score for score in row.scores] for name, row in rows.items()},
+        "seconds": {name: row.seconds for name, row in rows.items() if name not in cards},
         "vector_seconds": {"ours": both.vector_seconds, "peer": both.peer_vectors},
         "search": {side: {str(tuple(s)): v for s, v in of.items()} for side, of in (("ours", ours), ("peer", theirs))},
         "chosen": {"ours": our_setting._asdict(), "peer": their_setting._asdict()},
-        "pace": {"ours": pace.__dict__, "peer": both.peer_paces[their_setting.batch_size]},
+        "pace": {
+            "ours": both.paces[our_setting.batch_size].__dict__,
+            "peer": both.peer_paces[their_setting.batch_size],
+        },
         "minutes": given.minutes,
         "seeds": given.seeds,
     }
     report(result, save=given.save)
 
 
-def points(card: Mapping[str, Any], model: str = "student") -> float:
-    """Mean(TaskType) x 100 of a scorecard."""
-    return 100 * float(card["means"]["task_type"][model])
+def compared(trials: Mapping[str, Sequence[Trial]], baseline: str) -> list[Row]:
+    """Every side against one of them."""
+    return study("versus_st", baseline, {name: {} for name in trials}, trials, {}).rows
+
+
+def ahead(key: str, row: Row) -> dict[str, Any]:
+    """A difference in points of 100, with its 95 % interval (`eval.study`)."""
+    assert row.verdict is not None, "every side has the same seeds"
+    difference, half = 100 * row.verdict.difference, 100 * row.verdict.half
+    return {key: difference, f"{key}_interval": [difference - half, difference + half]}
 
 
 if __name__ == "__main__":
