@@ -1,6 +1,6 @@
 """The same student, data and minutes for the product and for sentence-transformers' own distillation.
 
-    python -m benchmarks.versus_st [--full] [--minutes 5] [--seeds 0] [--work FOLDER] [--smoke] [--save]
+    python -m benchmarks.versus_st [--full] [--minutes 5] [--seeds 0] [--no-folded] [--work FOLDER] [--smoke] [--save]
 
 The student is the last two of the six layers of all-MiniLM-L6-v2. The product trains `configs/experiments/versus.yaml`,
 which begins by folding the layers below into the token embeddings; the other side trains the same layers, copied, on
@@ -226,7 +226,7 @@ class Versus:
     def theirs(self, setting: Setting, seed: int) -> dict[str, Trial]:
         """The peer from each start."""
         found = {}
-        for start in self.plan.starts:
+        for start in self.plan.starts[: 1 if self.given.no_folded else None]:
             before = self.peer_vectors["seconds"] + float(read_json(self.peer.start(start) / "seconds.json"))
             steps = self.their_steps(setting, 60 * self.given.minutes - before)
             name = f"{start}-s{seed}"
@@ -240,6 +240,9 @@ def main() -> None:
     """Run it all."""
     options = arguments(__doc__)
     recipe_options(options)
+    options.add_argument(
+        "--no-folded", action="store_true", help="without the peer's training from the product's start"
+    )
     given = options.parse_args()
     fixed = planned(given, "versus_st")
     both = Versus(given, fixed)
