@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -225,8 +225,6 @@ class Experiment:
         lines = steps_logged(run)
         whole = read_json(run / "timings.json")
         seconds = [line["seconds"] for line in lines]
-        later = lines[1:] or lines  # the first steps also fetch memory
-        per_token = sum(line["seconds"] for line in later) / sum(line["tokens"] for line in later)
         vectors = read_json(run / "steps" / "embed.json")["result"]["vectors"]
         share = vectors["computed"] / (vectors["computed"] + vectors["reused"])  # below 1 after a kill
         vector_seconds = whole["embed"] / share if share else None
@@ -235,7 +233,7 @@ class Experiment:
         pipeline.run(until="tokenize")
         sampler = plan_stages(recipe, pipeline.at.inputs)[0].sampler
         tokens = fmean(float(sampler.batch(step).length_N.sum()) for step in range(SAMPLED_STEPS))
-        return Pace(per_token, tokens, whole["train"] - sum(seconds), vector_seconds)
+        return Pace(per_token(later(lines)), tokens, whole["train"] - sum(seconds), vector_seconds)
 
     def finished(self, name: str, seed: int, steps: int, *settings: str) -> dict[str, Any]:
         """The run's scorecard with `steps` and `train_seconds`; the run is done where it is not finished."""
@@ -266,6 +264,16 @@ def steps_logged(run: Path) -> list[dict[str, float]]:
             found.append({"seconds": seconds, "tokens": line["tokens_per_s"] * seconds})
             before = line["step"]
     return found
+
+
+def later(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The lines but the first, whose steps also fetch memory; the only one where there is no other."""
+    return lines[1:] or lines
+
+
+def per_token(lines: Sequence[Mapping[str, float]]) -> float:
+    """Seconds a token."""
+    return sum(line["seconds"] for line in lines) / sum(line["tokens"] for line in lines)
 
 
 def kept(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:

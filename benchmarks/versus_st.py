@@ -8,7 +8,8 @@ the very same texts with `EmbedDistillLoss` and precomputed vectors, through its
 tell what the start gives from what the training gives, the other side trains the folded student too, at the setting
 found for the copied one, the seconds of the fold counted on it as well.
 
-The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace.
+The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
+measured in turns.
 Learning rate and batch size are searched on both sides over the same grid, with the same minutes each, by the cosine to
 the teacher on held-out text; what was found is printed. The scores are those of one suite: English tasks of six kinds
 (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one seed, and without the last
@@ -23,7 +24,9 @@ with the 95 % interval of chance in the items and the seeds (`eval.study`; with 
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +34,16 @@ import yaml
 
 from benchmarks.common import arguments, report, say
 from benchmarks.pairs import TEACHER
-from benchmarks.recipes import SMOKE_STEPS, Experiment, Protocol, planned, recipe_options, steps_logged
+from benchmarks.recipes import (
+    SMOKE_STEPS,
+    Experiment,
+    Protocol,
+    later,
+    per_token,
+    planned,
+    recipe_options,
+    steps_logged,
+)
 from benchmarks.st_distill import Settings
 from data_prep.tables import Texts
 from embedding.config import load_config
@@ -183,18 +195,30 @@ class Versus:
         return SMOKE_STEPS if self.smoke else steps
 
     def search(self) -> tuple[dict[Setting, float], dict[Setting, float]]:
-        """Every setting on both sides for the same minutes: the cosine to the teacher on held-out text."""
+        """Every setting on both sides for the same minutes: the cosine to the teacher on held-out text.
+
+        The sides take turns here, so the pace of both is taken again from these runs: what planned them was measured
+        many minutes apart, and a machine that others use does not keep its speed that long.
+        """
         heldout = HeldOut(self.data / "heldout", self.recipe.stages[0].max_tokens)
         seconds = 60 * self.plan.search_minutes
         ours, theirs = {}, {}
+        our_lines: dict[int, list[dict[str, float]]] = {size: [] for size in self.paces}
+        their_steps: dict[int, list[float]] = {size: [] for size in self.paces}
         for at, setting in enumerate(self.grid):
-            steps = f"stages.0.steps={self.our_steps(setting, seconds + self.paces[setting.batch_size].overhead)}"
+            size = setting.batch_size
+            steps = f"stages.0.steps={self.our_steps(setting, seconds + self.paces[size].overhead)}"
             run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
             ours[setting] = heldout.cosine(run / "model")
-            their_steps = self.their_steps(setting, seconds + self.peer_paces[setting.batch_size]["overhead"])
-            self.peer.train(f"search-{at}", setting, their_steps, 0)
+            our_lines[size] += later(steps_logged(run))
+            steps_of_peer = self.their_steps(setting, seconds + self.peer_paces[size]["overhead"])
+            trained = self.peer.train(f"search-{at}", setting, steps_of_peer, 0)
             theirs[setting] = heldout.cosine(self.peer.folder / f"search-{at}" / "model")
+            their_steps[size].append(trained["seconds_per_step"])
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
+        for size in {setting.batch_size for setting in self.grid}:
+            self.paces[size] = replace(self.paces[size], seconds_per_token=per_token(our_lines[size]))
+            self.peer_paces[size] |= {"seconds_per_step": fmean(their_steps[size])}
         return ours, theirs
 
     def scored(self, name: str, model: Path) -> Scorecard:
@@ -213,7 +237,7 @@ class Versus:
         """The product after each share of the minutes; 1 is the whole. A share in which the teacher's pass leaves no
         time to train is left out."""
         pace, found = self.paces[setting.batch_size], {}
-        for share in (*self.plan.shares, 1.0):
+        for share in (1.0, *self.plan.shares):
             left = share * 60 * self.given.minutes - self.vector_seconds
             if left > pace.overhead + 1 or share == 1.0 or self.smoke:
                 name, steps = f"ours-{share:g}-s{seed}", self.our_steps(setting, left)
@@ -252,7 +276,7 @@ def main() -> None:
     say(f"chosen: {our_setting}, the peer {their_setting}")
     trials: dict[str, list[Trial]] = {}
     for seed in given.seeds:
-        for name, trial in (both.ours(our_setting, seed) | both.theirs(their_setting, seed)).items():
+        for name, trial in (both.theirs(their_setting, seed) | both.ours(our_setting, seed)).items():
             trials.setdefault(name, []).append(trial)
     cards = {"untrained": both.scored("untrained", both.peer.start("copied"))}
     if given.full:
