@@ -9,11 +9,11 @@ tell what the start gives from what the training gives, the other side trains th
 found for the copied one, the seconds of the fold counted on it as well.
 
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
-measured in turns.
-Learning rate and batch size are searched on both sides over the same grid, with the same minutes each, by the cosine to
-the teacher on held-out text; what was found is printed. The scores are those of one suite: English tasks of six kinds
-(EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one seed, and without the last
-of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text, three seeds: seven hours.
+measured in turns. Learning rate and batch size are searched on both sides over the same grid, with the same minutes
+each, by the cosine to the teacher on held-out text; what was found is printed. The scores are those of one suite:
+English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one
+seed, and without the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text,
+three seeds: seven hours.
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds,
 with the 95 % interval of chance in the items and the seeds (`eval.study`; with one seed, in the items alone);
@@ -216,21 +216,28 @@ class Versus:
             theirs[setting] = heldout.cosine(self.peer.folder / f"search-{at}" / "model")
             their_steps[size].append(trained["seconds_per_step"])
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
-        for size in {setting.batch_size for setting in self.grid}:
+        for size in self.paces:
             self.paces[size] = replace(self.paces[size], seconds_per_token=per_token(our_lines[size]))
             self.peer_paces[size] |= {"seconds_per_step": fmean(their_steps[size])}
         return ours, theirs
 
     def scored(self, name: str, model: Path) -> Scorecard:
-        """What `eyas eval` finds of a model; kept for just these weights and this suite."""
+        """What `eyas eval` finds of a model; kept for just these weights and this suite, unless a task failed.
+
+        Raises:
+            RuntimeError: it failed, or a task did.
+        """
         suite, folder = self.recipe.suite.model_dump(mode="json"), self.experiment.work / "scores"
         key = fingerprint([sha256_file(model / "model.safetensors"), suite])
         path, out = folder / f"{name}-{key}.yaml", folder / f"{name}-{key}.json"
         if not out.is_file():
             folder.mkdir(exist_ok=True)
             write_text(path, yaml.safe_dump(suite))
-            words = ["launch", "eval", str(model), "--suite", str(path), "--out", str(out)]
-            self.experiment.process(words, f"eval-{name}")
+            new = folder / f"{name}.json"  # a failed task ends the command with a code of its own, and leaves this
+            self.experiment.process(
+                ["launch", "eval", str(model), "--suite", str(path), "--out", str(new)], f"eval-{name}"
+            )
+            new.replace(out)
         return as_card(read_json(out))
 
     def ours(self, setting: Setting, seed: int) -> dict[str, Trial]:
@@ -283,18 +290,17 @@ def main() -> None:
         cards["teacher"] = both.scored("teacher", resolve_model(TEACHER))
     trials |= {name: [Trial(given.seeds[0], card, 0.0)] for name, card in cards.items()}
     rows = {row.name: row for row in compared(trials, "copied")}
+    shares = {f"{share:g}": share for share in (*both.plan.shares, 1.0)}
+    same = [share for name, share in shares.items() if name in rows and rows[name].mean >= rows["copied"].mean]
     result = {
         "benchmark": "versus_st",
         "full": given.full,
         **ahead("points_ahead", rows["1"]),
-        "time_to_same": min(
-            (float(name) for name in trials if name[0].isdigit() and rows[name].mean >= rows["copied"].mean),
-            default=None,
-        ),
+        "time_to_same": min(same, default=None),
     }
     if "folded" in trials:
-        same = {row.name: row for row in compared(trials, "folded")}
-        result |= ahead("points_ahead_same_start", same["1"])
+        against = {row.name: row for row in compared(trials, "folded")}
+        result |= ahead("points_ahead_same_start", against["1"])
     result |= {
         "points": {name: 100 * row.mean for name, row in rows.items()},
         "kinds": {name: {kind: 100 * of for kind, of in row.kinds.items()} for name, row in rows.items()},

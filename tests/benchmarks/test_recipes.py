@@ -99,15 +99,18 @@ def test_the_retention_of_a_depth_is_measured(eyas_data: Path, tmp_path: Path) -
 
 @pytest.mark.timeout(900)
 def test_both_sides_are_searched_trained_and_compared(eyas_data: Path, tmp_path: Path) -> None:
-    found = smoke("versus_st", "--work", str(tmp_path))
+    found = smoke("versus_st", "--full", "--work", str(tmp_path))
     for side in ("ours", "peer"):
         assert len(found["search"][side]) == 2
         assert all(-1 <= cosine <= 1 for cosine in found["search"][side].values())
-    assert set(found["points"]) == {"0.5", "1", "copied", "untrained"}
-    assert found["points_ahead"] == pytest.approx(found["points"]["1"] - found["points"]["copied"])
-    low, high = found["points_ahead_interval"]
-    assert low < found["points_ahead"] < high
-    assert set(found["seconds"]) == {"0.5", "1", "copied"}
+    trained = {"0.25", "0.5", "1", "copied", "folded"}
+    assert set(found["points"]) == {*trained, "untrained", "teacher"}
+    assert set(found["seconds"]) == trained
     assert all(seconds > 0 for seconds in found["seconds"].values())
     assert set(found["kinds"]["1"]) == {"sts", "classification"}
-    assert (tmp_path / "versus-smoke" / "peer" / "copied-s0" / "model" / "model.safetensors").is_file()
+    for key, start in (("points_ahead", "copied"), ("points_ahead_same_start", "folded")):
+        assert found[key] == pytest.approx(found["points"]["1"] - found["points"][start])
+        low, high = found[f"{key}_interval"]
+        assert low < found[key] < high
+        assert 0 < found["points"][start] < found["points"]["teacher"] + 5
+        assert (tmp_path / "versus-smoke" / "peer" / f"{start}-s0" / "model" / "model.safetensors").is_file()
