@@ -256,7 +256,7 @@ class Versus:
 
     def theirs(self, setting: Setting, seed: int) -> dict[str, Trial]:
         """The peer from each start."""
-        found = {}
+        found: dict[str, Trial] = {}
         for start in self.plan.starts[: 1 if self.given.no_folded else None]:
             before = self.peer_vectors["seconds"] + float(read_json(self.peer.start(start) / "seconds.json"))
             steps = self.their_steps(setting, 60 * self.given.minutes - before)
