@@ -232,13 +232,20 @@ def ring(value: float | None, label: str, colour: str) -> str:
     )
 
 
+LABEL_WIDTH = 40.0
+"""Per cent of a scale that a label may take, on a telephone."""
+
+
 def scale(marks: Sequence[tuple[str, float, str]], fill: tuple[float, float], form: Callable[[float], str]) -> str:
     """Named values on one line from 0 to the right end of the scale, the stretch `fill` coloured."""
     high = max(1e-9, *(v for _, v, _ in marks)) * 1.06
     at = [(name, 100 * max(v, 0.0) / high, v, colour) for name, v, colour in marks]
     start, end = (100 * max(v, 0.0) / high for v in fill)
+    # labels alternate above and below the line; one that would run into the next on its side goes higher
+    near = [abs(later[1] - mark[1]) < LABEL_WIDTH for mark, later in zip(at, at[2:], strict=False)] + [False, False]
+    sides = [" under" if k % 2 else " high" if near[k] else "" for k in range(len(at))]
     pins = "".join(
-        f'<span class="pin{" under" if k % 2 else ""}" style="left:{x:.2f}%;--key:var(--{colour})">'
+        f'<span class="pin{sides[k]}" style="left:{x:.2f}%;--key:var(--{colour})">'
         # shifted by its own share of its width, a label stays inside the line at both ends
         f'<i></i><em style="transform:translateX(-{x:.1f}%)">{escape(name)} <b>{form(v)}</b></em></span>'
         for k, (name, x, v, colour) in enumerate(at)

@@ -203,3 +203,11 @@ def test_a_panel_places_points_where_they_belong() -> None:
 def test_the_scale_fills_from_untrained_to_student() -> None:
     line = scale([("untrained", 0.2, "u"), ("student", 0.4, "s"), ("teacher", 0.5, "t")], (0.2, 0.4), number)
     assert f"left:{100 * 0.2 / 0.53:.2f}%;width:{100 * 0.2 / 0.53:.2f}%" in line
+
+
+@pytest.mark.parametrize(("untrained", "higher"), [(0.2, False), (0.45, True), (0.55, True)])
+def test_labels_that_would_meet_stand_one_above_the_other(untrained: float, higher: bool) -> None:
+    marks = [("untrained", untrained, "u"), ("student", 0.48, "s"), ("teacher", 0.5, "t")]
+    line = scale(marks, (untrained, 0.48), number)
+    assert ('class="pin high"' in line) is higher
+    assert line.count('class="pin under"') == 1
