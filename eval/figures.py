@@ -241,11 +241,15 @@ def scale(marks: Sequence[tuple[str, float, str]], fill: tuple[float, float], fo
     high = max(1e-9, *(v for _, v, _ in marks)) * 1.06
     at = [(name, 100 * max(v, 0.0) / high, v, colour) for name, v, colour in marks]
     start, end = (100 * max(v, 0.0) / high for v in fill)
-    # labels alternate above and below the line; one that would run into the next on its side goes higher
-    near = [abs(later[1] - mark[1]) < LABEL_WIDTH for mark, later in zip(at, at[2:], strict=False)] + [False, False]
-    sides = [" under" if k % 2 else " high" if near[k] else "" for k in range(len(at))]
+
+    def side(k: int) -> str:
+        """Labels alternate above and below the line; one above that would run into the next there goes higher."""
+        if k % 2:
+            return " under"
+        return " high" if any(abs(x - at[k][1]) < LABEL_WIDTH for _, x, _, _ in at[k + 2 : k + 3]) else ""
+
     pins = "".join(
-        f'<span class="pin{sides[k]}" style="left:{x:.2f}%;--key:var(--{colour})">'
+        f'<span class="pin{side(k)}" style="left:{x:.2f}%;--key:var(--{colour})">'
         # shifted by its own share of its width, a label stays inside the line at both ends
         f'<i></i><em style="transform:translateX(-{x:.1f}%)">{escape(name)} <b>{form(v)}</b></em></span>'
         for k, (name, x, v, colour) in enumerate(at)
