@@ -26,6 +26,8 @@ from embedding.layout import resolve_model
 from train.student import training_flops
 
 MAX_TOKENS = 512
+ROWS = {"27b": 512, "0.6b": 8_192}
+"""Of a pass, a second or more of work: two full chunks, and thirty."""
 SHAPES: dict[str, tuple[type[torch.nn.Module], type[PretrainedConfig], dict[str, Any]]] = {
     # google/gemma-3-27b-pt's text model
     "27b": (
@@ -87,7 +89,7 @@ def rows_of(count: int, vocabulary: int) -> list[np.ndarray]:
 def measure(name: str, device: str, rate: float, small: bool) -> dict[str, Any]:
     """Tokens/s and the fraction of the matrix rate, the best of three passes after one to warm up."""
     embedder = build(name, device, small)
-    rows = rows_of(16 if small else (2_048 if name == "27b" else 16_384), embedder.backbone.config.vocab_size)
+    rows = rows_of(16 if small else ROWS[name], embedder.backbone.config.vocab_size)
     lengths_N = np.array([len(row) for row in rows])
     seconds = []
     for _ in range(2 if small else 4):

@@ -4,9 +4,10 @@
 
 Qwen3-0.6B and Gemma3-270M from random weights, InfoNCE over the batch and AdamW on both sides, weights in fp32 under
 bf16 autocast. Texts are docstrings laid end to end; their lengths are drawn from a log-normal distribution of which one
-text in twenty reaches the cut, at 512 tokens (256 pairs) and at 8,192 (32 pairs). Both sides take turns, step by step;
-`benchmarks.compare` says how the peer is brought to its best setting, attention included. Needs CUDA; `--smoke` runs
-two tiny models of the same two families wherever it is started, and measures nothing.
+text in twenty reaches the cut, at 512 tokens (256 pairs) and at 8,192 (32 pairs). Our layers are compiled
+(`compute.compile`), the peer's where that is faster; `benchmarks.compare` says how the peer is brought to its best
+setting, attention included. What is saved grows case by case. Needs CUDA; `--smoke` runs two tiny models of the same
+two families wherever it is started, and measures nothing.
 
 ratio_CASE   pairs/s, ours / theirs                                                              aim 2.0
 mfu_CASE     our operations (nothing recomputed counts) / seconds / the measured bf16 matrix rate; aim 0.4 for
@@ -14,7 +15,7 @@ mfu_CASE     our operations (nothing recomputed counts) / seconds / the measured
 peak_gib     of both sides, in `cases`
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -102,23 +103,30 @@ def long_tailed_pairs(count: int, max_tokens: int, sources: Sequence[tuple[str, 
     return list(zip(texts[:count], texts[count:], strict=True))
 
 
-def measure(root: Path, configs: dict[str, PreTrainedConfig], sizes: dict[int, int], device: str) -> dict[str, Any]:
-    """Every model at every length; `sizes`: pairs of a batch by the tokens that texts are cut at."""
-    sources, steps = docstring_pairs(4_000 if device == "cuda" else 40), 6 if device == "cuda" else 2
-    found: dict[str, Any] = {}
+def measure(
+    root: Path, configs: dict[str, PreTrainedConfig], sizes: dict[int, int], device: str
+) -> Iterator[dict[str, Any]]:
+    """Every model at every length, one by one; `sizes`: pairs of a batch by the tokens that texts are cut at."""
+    cuda = device == "cuda"
+    sources, steps = docstring_pairs(4_000 if cuda else 40), 6 if cuda else 2
     for name, config in configs.items():
-        folder = root / name
-        model = write_model(folder, config)
+        model = write_model(root / name, config)
         for max_tokens, batch in sizes.items():
             rows = ranking_rows(long_tailed_pairs(steps * batch, max_tokens, sources))
             texts = root / f"{name}-{max_tokens}"
             write_inputs(texts, rows, model, vectors=False)
-            bf16 = device == "cuda"
             case = Case(
-                f"{name}_{max_tokens}", str(texts), str(folder), max_tokens, batch, steps, device=device, bf16=bf16
+                name=f"{name}_{max_tokens}",
+                folder=str(texts),
+                model=str(root / name),
+                max_tokens=max_tokens,
+                batch=batch,
+                steps=steps,
+                device=device,
+                bf16=cuda,
+                compiled=cuda,
             )
-            found[case.name] = compare(case)
-    return found
+            yield {case.name: compare(case)}
 
 
 def result_of(found: dict[str, Any], rate: float) -> dict[str, Any]:
@@ -140,12 +148,14 @@ def main() -> None:
     rate = matrix_rate((512,) if given.smoke else GEMM_SIZES, dtype=dtype, device=device, seconds=0.2)
     say(f"{dtype} matrix rate: {rate / 1e12:.2f} TFLOP/s")
     configs, sizes = (tiny_shapes(), {32: 4}) if given.smoke else (shapes(), {512: 256, 8_192: 32})
+    found: dict[str, Any] = {}
     with TemporaryDirectory() as place:
         try:
-            found = measure(Path(place), configs, sizes, device)
+            for case in measure(Path(place), configs, sizes, device):
+                found |= case
+                report({"benchmark": "gpu_step", **result_of(found, rate)}, save=given.save)
         except SideFailed as problem:
             raise SystemExit(f"benchmarks.gpu_step: {problem}") from None
-    report({"benchmark": "gpu_step", **result_of(found, rate)}, save=given.save)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from train.losses import InfoNCE
 from train.plan import Inputs, StagePlan, plan_stages
 from train.recipe import ComputeConfig, PretrainedStudent, Recipe, Stage, StudentConfig
 from train.step import Memory, prepare_work, train_step
-from train.student import build_student, training_flops
+from train.student import build_student, compile_layers, training_flops
 
 TEMPERATURE = 0.05
 RATE = 1e-5
 PLAIN = "plain"
-MINI_BATCHES = {"cpu": (1, 2, 4, 8, 32), "cuda": (1, 4, 16, 64, 128)}
+MINI_BATCHES = {"cpu": (1, 2, 4, 8, 32), "cuda": (4, 16, 64, 128)}
 MINI_TOKENS = {"cpu": (512, 2_048), "cuda": (8_192, 32_768, 65_536)}
-ATTENTION = {"cpu": ("sdpa",), "cuda": ("flash_attention_2", "sdpa")}
-"""What the peer may run; flash attention also lets it drop the padding."""
+FLASH = ("flash_attention_2",) if find_spec("flash_attn") else ()
+ATTENTION = {"cpu": ("sdpa",), "cuda": (*FLASH, "sdpa")}
+"""What the peer may run; flash attention, where it is installed, also lets it drop the padding."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Case:
     device: str = "cpu"
     bf16: bool = False
     layer_checkpointing: bool = False
+    compiled: bool = False
+    """Our layers; whether the peer's are is searched on a GPU."""
 
 
 # ------------------------------------------------------------------------------------------------------------- our side
@@ -68,10 +72,13 @@ class Ours:
         if case.layer_checkpointing:
             backbone: Any = module.embedder.backbone
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        if case.compiled:
+            compile_layers(module.embedder.backbone)
         with accelerator.autocast():
             rows = prepare_work(self.sampler, None, 0).rows
             memory = calibrate(module, rows, ComputeConfig(activation_gib=case.activation_gib))
         optimizer = torch.optim.AdamW([{"params": list(module.parameters()), "base_lr": RATE}], lr=RATE, fused=True)
+        self.compiled = case.compiled
         self.state = train_state(accelerator, module, module, optimizer, plan, memory)
 
     def step(self, step: int) -> dict[str, float]:
@@ -93,6 +100,7 @@ class Ours:
             "token_budget": memory.token_budget,
             "activation_gib": round(memory.activation_bytes / 2**30, 2),
             "packed": memory.packed,
+            "compiled": self.compiled,
         }
 
 
@@ -122,6 +130,7 @@ class Theirs:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, fused=True)
         self.choices = peer_losses(self.model, case.device)
         self.chosen = PLAIN
+        self.compiled = False
 
     def names(self) -> list[str]:
         """The losses there are to choose from."""
@@ -157,12 +166,22 @@ class Theirs:
         """Train with this loss from here on."""
         self.chosen = name
 
+    def compile(self, wanted: bool) -> None:
+        """Run the layers compiled, or as they are, from here on."""
+        self.compiled = wanted
+        if wanted:
+            compile_layers(self.backbone)
+            return
+        for module in self.backbone.modules():
+            module._compiled_call_impl = None
+
     def configuration(self) -> dict[str, Any]:
         """What is being run."""
         return {
             "loss": self.chosen,
             "attention": self.backbone.config._attn_implementation,
             "unpadded": bool(getattr(self.model[0], "can_flatten_inputs", False)),
+            "compiled": self.compiled,
             "autocast": "bf16" if self.case.bf16 else "none",
             "optimizer": "AdamW, fused",
         }

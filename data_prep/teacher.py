@@ -39,7 +39,7 @@ class TeacherConfig(Config):
     """Default: what the model's folder says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Weights in fewer bits with bitsandbytes (`pip install 'eyas[quantized]'`)."""
+    """Weights in fewer bits with bitsandbytes (`pip install 'eyas[qlora]'`)."""
     spread: Literal["none", "layers"] = "none"
     """`layers`: the layers are laid over all GPUs of the process one after another (Accelerate's `device_map`), for a
     model larger than one GPU."""

@@ -24,6 +24,11 @@ CANDIDATES: dict[str, tuple[int, ...]] = {
     "cuda": (16_384, 32_768, 65_536, 131_072),
 }
 """Padded tokens of a chunk."""
+CUDA_SHARE = 0.9
+"""Of a GPU's free memory, what chunks may take; the rest is for the losses and for what fragments leave unusable."""
+STATE_BYTES = 16
+"""Of a trained parameter, still to come before the first step is done: its gradient, DDP's copy of that, and AdamW's
+two moments, in fp32."""
 SAMPLE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 
 
@@ -42,13 +47,15 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
         )
     sample = _sample(rows, SAMPLE_TOKENS.get(device.type, 16_384))
     budget = config.token_budget or _fastest(student, sample, longest)
-    activations = config.activation_gib * 2**30 if config.activation_gib else 0.5 * _free_bytes(device)
-    memory = Memory(budget, activations, 0.0, student.embedder.packs)
-    while True:
+    memory = Memory(budget, 0.0, 0.0, student.embedder.packs)
+    while not memory.bytes_per_token:
         try:
-            return replace(memory, bytes_per_token=_bytes_per_token(student, sample, memory.token_budget))
+            memory = replace(memory, bytes_per_token=_bytes_per_token(student, sample, memory.token_budget))
         except torch.OutOfMemoryError:
             memory = memory.halved(longest)
+    return replace(
+        memory, activation_bytes=config.activation_gib * 2**30 if config.activation_gib else _room(student, memory)
+    )
 
 
 def lowered(memory: Memory, config: ComputeConfig) -> Memory:
@@ -128,10 +135,15 @@ def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int
     return sum(storages.values()) / chunk_tokens(lengths[chunk], packed=packed)
 
 
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return float(psutil.virtual_memory().available)
+def _room(student: Student, memory: Memory) -> float:
+    """Bytes for the activations of kept chunks: on a GPU nearly all, elsewhere others live on the machine too."""
+    device = student.embedder.device
+    if device.type != "cuda":
+        return 0.5 * float(psutil.virtual_memory().available)
+    torch.cuda.empty_cache()  # what the measuring left with PyTorch's allocator does not count as free
+    to_come = STATE_BYTES * sum(p.numel() for p in student.parameters() if p.requires_grad)
+    chunk = memory.token_budget * memory.bytes_per_token  # one at a time is recomputed beside the kept ones
+    return max(0.0, CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] - to_come) - chunk)
 
 
 def _synchronize(device: torch.device) -> None:

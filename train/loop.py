@@ -51,7 +51,7 @@ from train.spikes import SpikeGuard
 from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
 from train.static_start import static_start
 from train.step import Memory, TrainState, prepare_work, read_ahead, train_step
-from train.student import Student, pca_projection
+from train.student import Student, compile_layers, pca_projection
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
 
@@ -117,6 +117,8 @@ def train(
     if recipe.compute.layer_checkpointing:
         backbone: Any = student.embedder.backbone
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.compute.compile:
+        compile_layers(student.embedder.backbone)
     if found is None:
         memory = _begin(job, plans[0], tracker, fresh=not done)
     else:

@@ -50,17 +50,19 @@ class Memory:
     """Whether chunks run without padding, see `Embedder.packs`."""
 
     def halved(self, longest: int) -> "Memory":
-        """Half the token budget.
+        """Half the token budget, as long as a text fits, and half the memory for activations.
 
         Raises:
-            ValueError: half would be under one text.
+            ValueError: chunks of one text, and no memory for activations, are already what there is.
         """
-        if self.token_budget // 2 < longest:
+        half = self.token_budget // 2
+        if half < longest and self.activation_bytes < self.token_budget * self.bytes_per_token + 1:
             raise ValueError(
                 f"out of memory with chunks of {self.token_budget} tokens, and a text has {longest}; lower the stage's "
                 "max_tokens, set compute.layer_checkpointing, or use a device with more memory"
             )
-        return replace(self, token_budget=self.token_budget // 2)
+        budget = half if half >= longest else self.token_budget
+        return replace(self, token_budget=budget, activation_bytes=self.activation_bytes / 2)
 
     def kept(self, chunks: Sequence[np.ndarray], longest_n: np.ndarray) -> int:
         """How many of the chunks may keep their activations."""
@@ -132,7 +134,11 @@ def train_step(state: TrainState, work: Work) -> dict[str, float]:
             state.optimizer.zero_grad(set_to_none=True)
             halved = state.memory.halved(int(work.share.longest_n.max()))
             if world_size() > 1:
-                raise ValueError(f"out of memory; set compute.token_budget to {halved.token_budget}") from error
+                gib = halved.activation_bytes / 2**30
+                raise ValueError(
+                    f"out of memory; set compute.token_budget to {halved.token_budget} and compute.activation_gib to "
+                    f"{gib:.3g}"
+                ) from error
             state.say(f"out of memory: chunks of {halved.token_budget} tokens from here on, and the step again")
             state.memory = halved
 

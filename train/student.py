@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedModel, Qwen3Config
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from embedding.embedder import Dense, Embedder
 from embedding.instruction import Template
@@ -63,6 +64,13 @@ class Student(nn.Module):
             pad = torch.nn.functional.pad
             cuts = [pad(truncate(vectors_nD, width), (0, vectors_nD.shape[1] - width)) for width in widths]
             return vectors_nD, torch.stack([self.projection(x_nD) for x_nD in (vectors_nD, *cuts)])
+
+
+def compile_layers(backbone: nn.Module) -> None:
+    """Compile every layer of a transformers model in place, once for all shapes; names and state stay what they are."""
+    for module in backbone.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
 
 
 def training_flops(embedder: Embedder, length_N: np.ndarray) -> float:

@@ -43,7 +43,7 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_a_case_in_small(tmp_path: Path) -> None:
-    found = measure(tmp_path, {"gemma3": tiny_shapes()["gemma3"]}, {32: 4}, "cpu")
+    [found] = measure(tmp_path, {"gemma3": tiny_shapes()["gemma3"]}, {32: 4}, "cpu")
     result = result_of(found, 1e9)
     assert result["ratio_gemma3_32"] > 0
     assert result["mfu_gemma3_32"] > 0

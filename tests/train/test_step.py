@@ -1,6 +1,8 @@
 """Steps under pressure: a device without memory, checkpointed layers, documents of 32,768 tokens, the log's shares."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,9 @@ def test_out_of_memory_in_the_midst_of_a_run_repeats_the_step_and_says_so(
     assert results[0] == results[1]
     assert "out of memory: chunks of 128 tokens from here on, and the step again" in capfd.readouterr().out
     with pytest.raises(ValueError, match=r"out of memory with chunks of 128 tokens, and a text has 100; lower .* max_"):
-        state.memory.halved(100)
+        replace(state.memory, activation_bytes=0.0).halved(100)
+    assert state.memory.halved(100).token_budget == 128
+    assert state.memory.halved(100).activation_bytes == state.memory.activation_bytes / 2
 
 
 def test_checkpointed_layers_give_the_same_losses_and_keep_less(folder: Path, tmp_path: Path) -> None:
@@ -153,3 +157,17 @@ def test_32768_tokens_take_memory_linear_in_tokens(tmp_path: Path) -> None:
     assert whole["norm"] > 0
     assert whole["mib"] < 6 * quarter["mib"], "a score matrix would make it 16 times as much"
     assert whole["mib"] < 1_024, "one score matrix of one head would have 4,096 MiB"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU, and none is here")
+def test_compiled_layers_give_the_same_losses(folder: Path, tmp_path: Path) -> None:
+    found, models = {}, {}
+    for compiled in (False, True):
+        models[compiled] = student(recipe())
+        settings = recipe(token_budget=256, compile=compiled)
+        found[compiled], _ = run(settings, folder, tmp_path / str(compiled), models[compiled])
+    assert models[False].state_dict().keys() == models[True].state_dict().keys()
+    assert all(layer._compiled_call_impl is not None for layer in models[True].embedder.backbone.layers)  # type: ignore[union-attr]
+    for a, b in zip(found[False], found[True], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
