@@ -12,6 +12,7 @@ is to have all of the memory.
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -122,8 +123,12 @@ def best_peer(case: Case) -> tuple[Side, dict[str, float]]:
             side.end()
     taken = found[best]
     ranked = sorted(taken, key=lambda name: taken[name])
+    if case.device == "cuda":  # a mini-batch beyond the quarter is full only in a whole batch, and may not fit then
+        ranked = list(islice((name for name in ranked if _fits(sides[best], name)), 2))
+        if not ranked:
+            raise SideFailed("no setting of the peer fits this GPU with a whole batch")
     sides[best].ask("choose", ranked[0])
-    if ranked[0] == PLAIN and not _plain_wins(sides[best], case, ranked[1]):
+    if ranked[0] == PLAIN and len(ranked) > 1 and not _plain_wins(sides[best], case, ranked[1]):
         sides[best].ask("choose", ranked[1])
     seconds = {f"{attention}, {name}": s for attention, names in found.items() for name, s in names.items()}
     if case.device == "cuda":
@@ -131,14 +136,19 @@ def best_peer(case: Case) -> tuple[Side, dict[str, float]]:
     return sides[best], seconds
 
 
+def _fits(theirs: Side, name: str) -> bool:
+    theirs.ask("choose", name)
+    return bool(theirs.ask("step", 0)["seconds"] < float("inf"))
+
+
 def _compiled_if_faster(theirs: Side) -> dict[str, float]:
     """Compile the peer's layers if that makes it faster; seconds of a whole batch both ways, the best of some."""
     seconds = {}
     for wanted in (False, True):
         theirs.ask("compile", wanted)
-        # compiled, the first two are slow: shapes that differ are compiled for when they come
+        # compiled, the first two may be slow: other shapes are compiled for when they come
         seconds[f"whole batch, {'compiled' if wanted else 'as it is'}"] = min(
-            theirs.ask("step", step)["seconds"] for step in range(2 + wanted)
+            theirs.ask("step", step)["seconds"] for step in range(3 if wanted else 1)
         )
     plain, compiled = seconds.values()
     theirs.ask("compile", compiled < plain)

@@ -1,6 +1,6 @@
 """Training steps on a GPU: the shapes of Harrier's students, bf16, long-tailed lengths, against sentence-transformers.
 
-    python -m benchmarks.gpu_step [--smoke] [--save]
+    python -m benchmarks.gpu_step [--models gemma3_270m] [--tokens 512] [--smoke] [--save]
 
 Qwen3-0.6B and Gemma3-270M from random weights, InfoNCE over the batch and AdamW on both sides, weights in fp32 under
 bf16 autocast. Texts are docstrings laid end to end; their lengths are drawn from a log-normal distribution of which one
@@ -33,6 +33,8 @@ from embedding.layout import resolve_model
 from embedding.tokens import append_eos
 
 GEMM_SIZES = (4_096, 8_192)
+BATCHES = {512: 256, 8_192: 32}
+"""Pairs of a batch, by the tokens that texts are cut at."""
 TAIL = 1.645
 """Standard deviations above the median at which one normal number in twenty lies."""
 SPREAD = 1.2
@@ -108,7 +110,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Every model at every length, one by one; `sizes`: pairs of a batch by the tokens that texts are cut at."""
     cuda = device == "cuda"
-    sources, steps = docstring_pairs(4_000 if cuda else 40), 6 if cuda else 2
+    sources, steps = docstring_pairs(4_000 if cuda else 40), 4 if cuda else 2
     for name, config in configs.items():
         model = write_model(root / name, config)
         for max_tokens, batch in sizes.items():
@@ -140,6 +142,8 @@ def main() -> None:
     """Measure all cases, or say why not."""
     parser = arguments(__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny models on any device: shows that it runs")
+    parser.add_argument("--models", nargs="+", choices=sorted(shapes()), default=list(shapes()))
+    parser.add_argument("--tokens", nargs="+", type=int, choices=sorted(BATCHES), default=list(BATCHES))
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not given.smoke:
@@ -147,7 +151,9 @@ def main() -> None:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     rate = matrix_rate((512,) if given.smoke else GEMM_SIZES, dtype=dtype, device=device, seconds=0.2)
     say(f"{dtype} matrix rate: {rate / 1e12:.2f} TFLOP/s")
-    configs, sizes = (tiny_shapes(), {32: 4}) if given.smoke else (shapes(), {512: 256, 8_192: 32})
+    configs, sizes = {name: shapes()[name] for name in given.models}, {n: BATCHES[n] for n in given.tokens}
+    if given.smoke:
+        configs, sizes = tiny_shapes(), {32: 4}
     found: dict[str, Any] = {}
     with TemporaryDirectory() as place:
         try:

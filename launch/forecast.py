@@ -21,6 +21,7 @@ from embedding.instruction import Template
 from embedding.tokens import append_eos, specials, tokenize
 from launch.gpus import Gpu
 from launch.shapes import Known, Shape
+from train.calibrate import CUDA_SHARE
 from train.plan import Inputs, StagePlan, plan_stages
 from train.recipe import Recipe, Stage
 
@@ -38,8 +39,6 @@ MASTER_BYTES = 16
 """Of one trained parameter: fp32 weight, gradient, and AdamW's two moments."""
 AUTOCAST_BYTES = 2
 """Of one weight in a matrix product: its bf16 copy under autocast."""
-STUDENT_SHARE = 0.5
-"""Of the free memory: what `train.calibrate` gives to kept activations."""
 Kind = Literal["counted", "sampled", "guessed"]
 
 
@@ -314,7 +313,7 @@ def training_on(gpu: Gpu, gpus: int, recipe: Recipe, found: Forecast, mfu: float
     need = master + copies + chunk
     if need <= room:
         rate = (gpu.fp32_tflops if recipe.compute.precision == "fp32" else gpu.bf16_tflops) * 1e12 * mfu
-        spare = (room - master - copies) * STUDENT_SHARE
+        spare = max(0.0, (room - master - copies) * CUDA_SHARE - chunk)  # as train.calibrate shares it out
         flops = 0.0
         for stage in found.stages:
             assert stage.forward_flops is not None, "the shape is known"

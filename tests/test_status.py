@@ -45,7 +45,9 @@ def faults(row: Row, results: Path) -> list[str]:
         found.append(f"commit {row.commit!r}: expected what git calls it, without changes (+)")
     if not words:
         found.append("has run, and names no command")
-    if benchmark or row.state == "GPU":
+    if row.state == "GPU" and not benchmark:
+        return found if row.result.startswith("NVIDIA ") else [*found, "names no GPU"]
+    if benchmark:
         name = re.search(r"benchmarks/results/([\w.]+)\.json", row.result)
         if name is None:
             return [*found, "names no file of benchmarks/results"]
@@ -100,6 +102,9 @@ def test_false_claims_are_found(tmp_path: Path) -> None:
     assert "names no file" in faults(good._replace(result="–"), tmp_path)[0]
     assert "the row says abc9999" in faults(good._replace(commit="abc9999"), tmp_path)[0]
     assert "names no GPU" in faults(good._replace(state="GPU"), tmp_path)[0]
+    tested = good._replace(state="GPU", command="`pytest -m gpu tests/embedding`", result="NVIDIA H200")
+    assert faults(tested, tmp_path) == []
+    assert faults(tested._replace(result="–"), tmp_path) == ["names no GPU"]
     assert "never run" in faults(good._replace(state="never"), tmp_path)[0]
     assert "state 'perhaps'" in faults(good._replace(state="perhaps"), tmp_path)[0]
     assert "tests/gone.py does not exist" in faults(good._replace(command="`pytest tests/gone.py`"), tmp_path)[0]

@@ -1,7 +1,4 @@
-"""The base weights under adapters, in 4 bits (QLoRA, Dettmers 2023, arXiv:2305.14314), through bitsandbytes, on a GPU.
-
-Nobody has run this on a GPU yet: docs/status.md says so too.
-"""
+"""Base weights under adapters in 4 bits (QLoRA, Dettmers 2023, arXiv:2305.14314), through bitsandbytes, on a GPU."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
