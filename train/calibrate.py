@@ -48,14 +48,14 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
     sample = _sample(rows, SAMPLE_TOKENS.get(device.type, 16_384))
     budget = config.token_budget or _fastest(student, sample, longest)
     memory = Memory(budget, 0.0, 0.0, student.embedder.packs)
-    while not memory.bytes_per_token:
+    while True:
         try:
             memory = replace(memory, bytes_per_token=_bytes_per_token(student, sample, memory.token_budget))
+            break
         except torch.OutOfMemoryError:
             memory = memory.halved(longest)
-    return replace(
-        memory, activation_bytes=config.activation_gib * 2**30 if config.activation_gib else _room(student, memory)
-    )
+    activations = config.activation_gib * 2**30 if config.activation_gib else _room(student, memory)
+    return replace(memory, activation_bytes=activations)
 
 
 def lowered(memory: Memory, config: ComputeConfig) -> Memory:
