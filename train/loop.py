@@ -99,7 +99,7 @@ def train(
     accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available(), log_with=log_with)
     plans = plan_stages(recipe, inputs)
     check_prompts(plans, inputs.texts, student.embedder)
-    check_widths(plans, student.embedder)
+    check_widths(plans, student, inputs)
     watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate)
     job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, watch)
     with accelerator.main_process_first():

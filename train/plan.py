@@ -10,9 +10,10 @@ from data_prep.tables import Examples, Texts, Tokens
 from embedding.embedder import Embedder
 from train.batches import Sampler
 from train.distributed import world_size
-from train.losses import Own, asked_for
+from train.losses import Match, Own, asked_for
 from train.permutation import mix_int
 from train.recipe import BuiltStudent, Recipe, Stage
+from train.student import Student
 
 TeacherVectors = Callable[[np.ndarray], np.ndarray]
 """Rows of the texts table -> the teacher's vectors, float32 [n, E]."""
@@ -155,12 +156,22 @@ def _check_losses(stage: Stage, inputs: Inputs, sampler: Sampler) -> None:
             )
 
 
-def check_widths(plans: Sequence[StagePlan], embedder: Embedder) -> None:
-    """Every Matryoshka width must be one of the student's.
+def check_widths(plans: Sequence[StagePlan], student: Student, inputs: Inputs) -> None:
+    """Every Matryoshka width must be one of the student's, and without a projection a match is of equal widths.
 
     Raises:
-        ValueError: one is not.
+        ValueError: they are not.
     """
+    embedder = student.embedder
+    matched = [plan for plan in plans if any(isinstance(loss, Match) for loss in plan.stage.losses)]
+    if matched and student.projection is None and inputs.vectors is not None:
+        width = inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
+        if width != embedder.width:
+            raise ValueError(
+                f"stage {matched[0].stage.name!r}: match compares the student's vectors of width {embedder.width} with "
+                f"the teacher's of {width}, and student.projection is none; set it to learned, make the widths equal, "
+                "or take losses of similarities alone, such as gram"
+            )
     for plan in plans:
         for loss in plan.stage.losses:
             if any(width >= embedder.width for width in loss.widths):

@@ -107,7 +107,8 @@ class StudentConfig(Config):
     pay; and packed attention on CUDA has no dropout."""
     projection: Literal["learned", "pca", "none"] = "learned"
     """Where widths differ, student vectors are mapped to the teacher's width for the match loss: `learned` from an
-    orthogonal start, `pca` from the teacher's principal directions."""
+    orthogonal start, `pca` from the teacher's principal directions. `none` with other widths: only losses that compare
+    similarities."""
     keep_projection: bool = False
     """Export the map as part of the model: its vectors are the teacher's, for queries by the student against documents
     by the teacher. False: the model has its own, narrower vectors."""

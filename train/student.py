@@ -104,8 +104,8 @@ def build_student(
         texts: some of the run's, where the layers of a larger model are chosen by what they do.
 
     Raises:
-        ValueError: the start does not fit (no such layer, another tokenizer or width than the teacher's), it needs a
-            teacher that is not here, or widths differ without a projection.
+        ValueError: the start does not fit (no such layer, another tokenizer or width than the teacher's), or it needs a
+            teacher that is not here.
     """
     width = teacher.width if width is None and teacher is not None else width
     with torch.random.fork_rng(devices=[]):
@@ -124,12 +124,7 @@ def build_student(
                 embedder = Embedder.from_pretrained(start.model, pooling=config.pooling, revision=start.revision)
         _apply(config, embedder)
         differ = width is not None and embedder.width != width
-        if project and differ and config.projection == "none":
-            raise ValueError(
-                f"student width {embedder.width} differs from the teacher's {width}, and student.projection is "
-                "none; set it to learned, or make the widths equal"
-            )
-        student = Student(embedder, width if project and differ else None)
+        student = Student(embedder, width if project and differ and config.projection != "none" else None)
         student.lower = lower
         if config.lora is not None:
             add_adapters(student.embedder, config.lora)

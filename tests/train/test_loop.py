@@ -15,7 +15,7 @@ from eval.ranks import Ranks
 from train.calibrate import lowered
 from train.checkpoint import newest_checkpoint
 from train.loop import train
-from train.losses import CoSENT, InfoNCE, MarginMSE, Match, Spread
+from train.losses import CoSENT, Gram, InfoNCE, MarginMSE, Match, Spread
 from train.plan import Inputs, checkpoint_identity, plan_stages
 from train.recipe import ComputeConfig, Recipe, Stage, StudentConfig, TrackingConfig
 from train.step import Memory
@@ -279,7 +279,15 @@ def test_wandb_without_a_key_writes_a_folder_with_the_same_names(
     assert [name for name in line if name != "step" and name.encode() not in logged] == []
 
 
-def test_widths_that_differ_need_a_projection(teacher: Embedder, student_config: StudentConfig) -> None:
+def test_widths_that_differ_need_a_projection_to_be_matched_and_none_for_similarities(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
     bare = student_config.model_copy(update={"projection": "none"})
-    with pytest.raises(ValueError, match=r"student width 32 differs from the teacher's 384"):
-        build_student(bare, teacher, 0)
+    with pytest.raises(ValueError, match=r"stage 'align': match compares .* width 32 with the teacher's of 384, and"):
+        train(make_recipe(bare, stage()), build_student(bare, teacher, 0), inputs, tmp_path / "match")
+    recipe = make_recipe(bare, stage(steps=20, batch_size=32, losses=[Gram()]))
+    student = build_student(bare, teacher, 0)
+    train(recipe, student, inputs, tmp_path / "gram")
+    assert student.projection is None
+    lines = [json.loads(line) for line in (tmp_path / "gram" / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean([line["loss"] for line in lines[-5:]]) < 0.8 * lines[0]["loss"]
