@@ -22,7 +22,7 @@ from embedding.tokens import append_eos, specials, tokenize
 from launch.gpus import Gpu
 from launch.shapes import Known, Shape
 from train.calibrate import CUDA_SHARE
-from train.plan import Inputs, StagePlan, plan_stages
+from train.plan import Inputs, StagePlan, check_matched, plan_stages
 from train.recipe import Recipe, Stage
 
 COUNTED = 20_000
@@ -134,6 +134,8 @@ def forecast(
     template = recipe.student.template or Template()
     plans = _plans(recipe, texts, examples)
     stored_width = recipe.teacher.store.pca or (teacher.shape.width if teacher.shape else 0) or width
+    if recipe.student.projection == "none" and stored_width and shape is not None:
+        check_matched(recipe.stages, shape.width, stored_width)
     unknown = [line for line in (teacher.why,) if line]
     if tokenizer is None:
         unknown.append(f"the student's tokenizer: its tokens are guessed at {BYTES_PER_TOKEN:g} bytes each")

@@ -100,6 +100,11 @@ def test_a_stage_that_training_would_refuse_is_refused_now(finished: Path) -> No
     result = plan("stages.0.batch_size=5000")
     assert result.exit_code == 2
     assert "set batch_size to at most" in result.stderr
+    result = plan(*BUILT, "student.start.width=192", "student.projection=none")
+    assert result.exit_code == 2
+    assert "match compares the student's vectors of width 192 with the teacher's of 384" in " ".join(
+        result.stderr.split()
+    )
 
 
 def test_an_unknown_gpu_is_refused_with_the_close_ones(finished: Path) -> None:
