@@ -12,7 +12,6 @@ is to have all of the memory.
 import gc
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -123,37 +122,40 @@ def best_peer(case: Case) -> tuple[Side, dict[str, float]]:
             side.end()
     taken = found[best]
     ranked = sorted(taken, key=lambda name: taken[name])
-    if case.device == "cuda":  # a mini-batch beyond the quarter is full only in a whole batch, and may not fit then
-        ranked = list(islice((name for name in ranked if _fits(sides[best], name)), 2))
-        if not ranked:
-            raise SideFailed("no setting of the peer fits this GPU with a whole batch")
-    sides[best].ask("choose", ranked[0])
-    if ranked[0] == PLAIN and len(ranked) > 1 and not _plain_wins(sides[best], case, ranked[1]):
-        sides[best].ask("choose", ranked[1])
     seconds = {f"{attention}, {name}": s for attention, names in found.items() for name, s in names.items()}
     if case.device == "cuda":
-        seconds |= _compiled_if_faster(sides[best])
+        return sides[best], seconds | _choose_by_whole_batches(sides[best], ranked)
+    sides[best].ask("choose", ranked[0])
+    if ranked[0] == PLAIN and not _plain_wins(sides[best], ranked[1]):
+        sides[best].ask("choose", ranked[1])
     return sides[best], seconds
 
 
-def _fits(theirs: Side, name: str) -> bool:
-    theirs.ask("choose", name)
-    return bool(theirs.ask("step", 0)["seconds"] < float("inf"))
+def _choose_by_whole_batches(theirs: Side, ranked: list[str]) -> dict[str, float]:
+    """Choose the faster of the first two settings that fit a GPU with a whole batch (a mini-batch beyond the quarter is
+    full only there), compiled if that is faster; seconds of each.
 
-
-def _compiled_if_faster(theirs: Side) -> dict[str, float]:
-    """Compile the peer's layers if that makes it faster; seconds of a whole batch both ways, the best of some."""
-    seconds = {}
-    for wanted in (False, True):
-        theirs.ask("compile", wanted)
-        # compiled, the first two may be slow: other shapes are compiled for when they come
-        seconds[f"whole batch, {'compiled' if wanted else 'as it is'}"] = min(
-            theirs.ask("step", step)["seconds"] for step in range(3 if wanted else 1)
-        )
-    plain, compiled = seconds.values()
-    theirs.ask("compile", compiled < plain)
-    say(f"  peer, a whole batch: as it is {plain:.2f} s, compiled {compiled:.2f} s")
-    return seconds
+    Raises:
+        SideFailed: none fits.
+    """
+    seconds: dict[str, float] = {}
+    for name in ranked:
+        theirs.ask("choose", name)
+        taken = theirs.ask("step", 0)["seconds"]
+        if taken < float("inf"):
+            seconds[name] = taken
+        if len(seconds) == 2:
+            break
+    if not seconds:
+        raise SideFailed("no setting of the peer fits this GPU with a whole batch")
+    best = min(seconds, key=lambda name: seconds[name])
+    theirs.ask("choose", best)
+    theirs.ask("compile", True)
+    # the first two may be slow: other shapes are compiled for when they come
+    compiled = min(theirs.ask("step", step)["seconds"] for step in range(3))
+    theirs.ask("compile", compiled < seconds[best])
+    say(f"  peer, a whole batch: {best} {seconds[best]:.2f} s, compiled {compiled:.2f} s")
+    return {f"whole batch, {name}": s for name, s in seconds.items()} | {f"whole batch, {best}, compiled": compiled}
 
 
 def _search(theirs: Side) -> dict[str, float]:
@@ -167,12 +169,12 @@ def _search(theirs: Side) -> dict[str, float]:
     return seconds
 
 
-def _plain_wins(theirs: Side, case: Case, cached: str) -> bool:
+def _plain_wins(theirs: Side, cached: str) -> bool:
     """Whether the plain loss is the faster one on a whole batch as well, where that fits into memory."""
     theirs.ask("peak_gib")
     theirs.ask("step", 0, 0.25)
     need = 4 * theirs.ask("peak_gib")
-    if case.device == "cpu" and need > psutil.virtual_memory().available / 2**30:
+    if need > psutil.virtual_memory().available / 2**30:
         say(f"  peer: its plain loss would need {need:.0f} GiB for a whole batch")
         return False
     plain = theirs.ask("step", 0)["seconds"]
@@ -193,7 +195,7 @@ def compare(case: Case, *, low_memory: bool = False) -> dict[str, Any]:
         begin["ours_recomputed"] = lambda: Side(Ours, replace(case, activation_gib=1e-3))
     together = [list(begin)] if case.device == "cpu" else [[name] for name in begin]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in begin}
-    result: dict[str, Any] = {name: {} for name in ("ours", *begin)}
+    result: dict[str, Any] = {}
     for names in together:
         sides = {name: begin[name]() for name in names}
         for side in sides.values():

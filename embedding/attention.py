@@ -31,6 +31,11 @@ HAS_WINDOW = "window_size" in _PARAMETERS
 HAS_GROUPED_HEADS = "enable_gqa" in _PARAMETERS
 
 
+def computing_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What attention over numbers of `dtype` computes in: autocast's type where that is on, as with sdpa."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+
 def kernel_runs(query: Tensor) -> bool:
     """Whether the variable-length kernel takes this tensor: it wants CUDA and half precision."""
     return varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
@@ -63,11 +68,9 @@ def packed_attention(
         raise ValueError(f"{NAME} attention got a padded batch; it takes one packed row with cu_seq_lens_q")
     causal = bool(module.is_causal) if is_causal is None else is_causal
     window = sliding_window if sliding_window and sliding_window < max_length_q else None
-    if torch.is_autocast_enabled(query.device.type):
-        # As autocast does for sdpa. A norm with fp32 weights between projection and attention (Qwen3, Gemma3) leaves
-        # queries and keys in fp32, which the kernel does not take.
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (x.to(dtype) for x in (query, key, value))
+    # A norm with fp32 weights between projection and attention (Qwen3, Gemma3) leaves queries and keys in fp32 under
+    # autocast, which the kernel does not take.
+    query, key, value = (x.to(computing_dtype(x.device, x.dtype)) for x in (query, key, value))
     query_TH, key_TK, value_TK = (x[0].transpose(0, 1) for x in (query, key, value))
     if kernel_runs(query) and (window is None or HAS_WINDOW):
         out_TH = _varlen(query_TH, key_TK, value_TK, cu_seq_lens_q, max_length_q, scaling, causal, window)

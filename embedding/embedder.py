@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from embedding.attention import kernel_runs, packed_mode
+from embedding.attention import computing_dtype, kernel_runs, packed_mode
 from embedding.instruction import BARE, Role, Template
 from embedding.layout import (
     DenseSpec,
@@ -152,10 +152,8 @@ class Embedder(nn.Module):
     @property
     def packs(self) -> bool:
         """Whether chunks run packed: on CUDA, in half precision (the weights' or autocast's), no attention dropout."""
-        if not torch.is_autocast_enabled(self.device.type):
-            probe = torch.empty(0, device=self.device, dtype=self.backbone.dtype)
-        else:
-            probe = torch.empty(0, device=self.device, dtype=torch.get_autocast_dtype(self.device.type))
+        dtype = computing_dtype(self.device, self.backbone.dtype)
+        probe = torch.empty(0, device=self.device, dtype=dtype)
         dropout = getattr(self.backbone.config, "attention_probs_dropout_prob", 0.0) if self.training else 0.0
         return kernel_runs(probe) and not dropout
 

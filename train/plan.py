@@ -156,17 +156,14 @@ def _check_losses(stage: Stage, inputs: Inputs, sampler: Sampler) -> None:
             )
 
 
-def _matched(stages: Sequence[Stage]) -> list[str]:
-    return [stage.name for stage in stages if any(isinstance(loss, Match) for loss in stage.losses)]
-
-
 def check_matched(stages: Sequence[Stage], width: int, teacher_width: int) -> None:
     """Without a projection, vectors that are matched must be of one width.
 
     Raises:
         ValueError: they are not.
     """
-    if width != teacher_width and (matched := _matched(stages)):
+    matched = [stage.name for stage in stages if any(isinstance(loss, Match) for loss in stage.losses)]
+    if matched and width != teacher_width:
         raise ValueError(
             f"stage {matched[0]!r}: match compares the student's vectors of width {width} with the teacher's of "
             f"{teacher_width}, and student.projection is none; set it to learned, make the widths equal, or take "
@@ -180,9 +177,10 @@ def check_widths(plans: Sequence[StagePlan], student: Student, inputs: Inputs) -
     Raises:
         ValueError: they are not.
     """
-    embedder, stages = student.embedder, [plan.stage for plan in plans]
-    if student.projection is None and inputs.vectors is not None and _matched(stages):
-        check_matched(stages, embedder.width, inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1])
+    embedder = student.embedder
+    if student.projection is None and inputs.vectors is not None:
+        teacher_width = inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
+        check_matched([plan.stage for plan in plans], embedder.width, teacher_width)
     for plan in plans:
         for loss in plan.stage.losses:
             if any(width >= embedder.width for width in loss.widths):

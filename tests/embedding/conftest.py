@@ -1,6 +1,7 @@
 """Real models: the teacher, and small Qwen3, Gemma3 and RoBERTa models with its tokenizer, saved and loaded again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ TEXTS = [
 ]
 
 
-def backbone(kind: str) -> PreTrainedModel:
+def backbone(kind: str, **changes: Any) -> PreTrainedModel:
+    """A small model of a family; `changes` to the shape of a decoder."""
     torch.manual_seed(1)
     shape = {
         "vocab_size": 30522,
@@ -40,10 +42,11 @@ def backbone(kind: str) -> PreTrainedModel:
     }
     decoder = {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 512}
     if kind == "qwen3":
-        return Qwen3Model(Qwen3Config(**shape, **decoder))
+        return Qwen3Model(Qwen3Config(**shape | decoder | changes))
     if kind == "gemma3":
         layers = ["sliding_attention", "full_attention", "sliding_attention"]
-        return Gemma3TextModel(Gemma3TextConfig(**shape, **decoder, sliding_window=8, layer_types=layers))
+        window = {"sliding_window": 8, "layer_types": layers}
+        return Gemma3TextModel(Gemma3TextConfig(**shape | decoder | window | changes))
     return RobertaModel(RobertaConfig(**shape | {"pad_token_id": 1}, num_hidden_layers=2, max_position_embeddings=514))
 
 

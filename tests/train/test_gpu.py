@@ -23,15 +23,13 @@ from .test_loop import Killed, dying, make_recipe, stage
 
 pytestmark = pytest.mark.gpu
 FOUR_BIT = StudentConfig(start=PrunedStudent(layers=[1, 4]), max_tokens=64, lora=Lora(rank=4, alpha=8, four_bit=True))
+ROWS = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerator() -> None:
+def _forget_precision() -> None:
     """Accelerate keeps the precision of a process's first run for all others."""
     AcceleratorState._reset_state(reset_partial_state=True)  # type: ignore[no-untyped-call]
-
-
-ROWS = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
 
 
 def losses(place: Path) -> list[float]:
