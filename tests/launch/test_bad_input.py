@@ -118,7 +118,7 @@ BAD: list[tuple[Break, list[str]]] = [
     (fewer_rows_than_a_batch, ["stage 'match'", "batch_size 512", "set batch_size to at most"]),
     (teacher_without_weights, ["teacher", "without weights", "model.safetensors"]),
     (no_such_teacher, ["./nowhere", "does not exist"]),
-    (other_width_without_projection, ["student width 64", "384", "student.projection", "learned"]),
+    (other_width_without_projection, ["width 64", "384", "student.projection", "learned"]),
     (loss_not_finite, ["stage 'match', step", "not finite", "learning_rate"]),
     (no_evaluation_folder, ["elsewhere is not a folder"]),
     (not_yaml, ["mine.yaml", "not valid YAML"]),
