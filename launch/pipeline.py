@@ -30,7 +30,7 @@ from launch.workspace import Workspace, on_device, parameters, query_prompts
 from train.checkpoint import newest_checkpoint
 from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
-from train.plan import plan_stages
+from train.plan import check_student, plan_stages
 from train.recipe import Recipe
 from train.student import finished
 
@@ -204,6 +204,7 @@ class Pipeline:
 
     def _train(self) -> Result:
         student = self.at.new_student()
+        check_student(self.recipe.stages, student, self.at.inputs)
         self.at.free_teacher()  # its memory belongs to the training now
         if rank() == 0:
             self._write_facts()
@@ -211,7 +212,6 @@ class Pipeline:
                 # The checkpoints are of a training that ended, from other inputs: there is nothing to go on from.
                 shutil.rmtree(self.at.checkpoints, ignore_errors=True)
                 self.ledger.forget("train")
-        watch = self.recipe.tracking.evaluate_every > 0 and self.at.evaluable
 
         def scores(model: Embedder, ranks: Ranks) -> dict[str, float]:
             from eval.evaluate import evaluate
@@ -219,7 +219,7 @@ class Pipeline:
 
             return curve_values(evaluate(model, self.at.watched, ranks=ranks))
 
-        during = scores if watch else None
+        during = scores if self.recipe.tracking.evaluate_every > 0 and self.at.evaluable else None
         report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=during, resume=self.resume)
         return {"outputs": [str(self.at.checkpoints)], "steps": report.resumed_from + report.steps}
 

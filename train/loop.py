@@ -45,7 +45,7 @@ from train.distributed import (
 from train.fold import fold
 from train.merge import Average, State, merged
 from train.optim import build_optimizer
-from train.plan import Inputs, StagePlan, check_prompts, check_widths, checkpoint_identity, plan_stages
+from train.plan import Inputs, StagePlan, check_student, checkpoint_identity, plan_stages
 from train.recipe import BuiltStudent, PrunedStudent, Recipe
 from train.spikes import SpikeGuard
 from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
@@ -98,8 +98,7 @@ def train(
     log_with = "wandb" if recipe.tracking.wandb else None
     accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available(), log_with=log_with)
     plans = plan_stages(recipe, inputs)
-    check_prompts(plans, inputs.texts, student.embedder)
-    check_widths(plans, student, inputs)
+    check_student(recipe.stages, student, inputs)
     watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate)
     job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, watch)
     with accelerator.main_process_first():

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from data_prep.tables import Examples, Texts, Tokens
-from embedding.embedder import Embedder
 from train.batches import Sampler
 from train.distributed import world_size
 from train.losses import Match, Own, asked_for
@@ -75,20 +74,6 @@ def plan_stages(recipe: Recipe, inputs: Inputs) -> list[StagePlan]:
         start = plans[-1].end if plans else 0
         plans.append(StagePlan(stage, sampler, start, _steps(stage, sampler)))
     return plans
-
-
-def check_prompts(plans: Sequence[StagePlan], texts: Texts, embedder: Embedder) -> None:
-    """Every instruction of the data must fit the shortest cut of the run, with room for a text.
-
-    Raises:
-        ValueError: one does not.
-    """
-    shortest = min(plans, key=lambda plan: plan.stage.max_tokens).stage
-    for task in texts.tasks.unique().to_pylist():
-        try:
-            embedder.require_room(embedder.template.prompt("query", task), shortest.max_tokens)
-        except ValueError as error:
-            raise ValueError(f"stage {shortest.name!r}: {error}") from None
 
 
 def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
@@ -171,20 +156,26 @@ def check_matched(stages: Sequence[Stage], width: int, teacher_width: int) -> No
         )
 
 
-def check_widths(plans: Sequence[StagePlan], student: Student, inputs: Inputs) -> None:
-    """Every Matryoshka width must be one of the student's, and without a projection a match is of equal widths.
+def check_student(stages: Sequence[Stage], student: Student, inputs: Inputs) -> None:
+    """The student must fit what the stages ask of it: instructions and texts within the shortest cut of the run,
+    Matryoshka widths below its own, and without a projection a match of equal widths.
 
     Raises:
-        ValueError: they are not.
+        ValueError: it does not.
     """
     embedder = student.embedder
+    shortest = min(stages, key=lambda stage: stage.max_tokens)
+    for task in inputs.texts.tasks.unique().to_pylist():
+        try:
+            embedder.require_room(embedder.template.prompt("query", task), shortest.max_tokens)
+        except ValueError as error:
+            raise ValueError(f"stage {shortest.name!r}: {error}") from None
     if student.projection is None and inputs.vectors is not None:
-        teacher_width = inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
-        check_matched([plan.stage for plan in plans], embedder.width, teacher_width)
-    for plan in plans:
-        for loss in plan.stage.losses:
+        check_matched(stages, embedder.width, inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1])
+    for stage in stages:
+        for loss in stage.losses:
             if any(width >= embedder.width for width in loss.widths):
                 raise ValueError(
-                    f"stage {plan.stage.name!r}: {loss.kind} is asked for at the widths {loss.widths}; expected widths "
+                    f"stage {stage.name!r}: {loss.kind} is asked for at the widths {loss.widths}; expected widths "
                     f"below the student's {embedder.width}"
                 )

@@ -92,6 +92,10 @@ def other_width_without_projection() -> list[str]:
     return []
 
 
+def widths_beyond_the_student() -> list[str]:
+    return ["stages.0.losses=[{kind: match, widths: [512]}]"]
+
+
 def loss_not_finite() -> list[str]:
     return ["stages.0.learning_rate=1.0e+38", "stages.0.steps=4", "stages.0.warmup=0.0"]
 
@@ -119,6 +123,7 @@ BAD: list[tuple[Break, list[str]]] = [
     (teacher_without_weights, ["teacher", "without weights", "model.safetensors"]),
     (no_such_teacher, ["./nowhere", "does not exist"]),
     (other_width_without_projection, ["width 64", "384", "student.projection", "learned"]),
+    (widths_beyond_the_student, ["stage 'match'", "[512]", "below the student's 384"]),
     (loss_not_finite, ["stage 'match', step", "not finite", "learning_rate"]),
     (no_evaluation_folder, ["elsewhere is not a folder"]),
     (not_yaml, ["mine.yaml", "not valid YAML"]),
