@@ -113,11 +113,15 @@ def report(result: dict[str, Any], *, save: bool = False) -> None:
     whole = {**result, "machine": machine()}
     if save:
         command = shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *sys.argv[1:]])
-        quick = "" if result.get("full", True) else "_quick"
-        path = RESULTS / f"{result['benchmark']}{quick}.json"
-        write_json(path, json.loads(json.dumps({**whole, "command": command, "day": _today()}, default=_rounded)))
+        path = saved_path(result["benchmark"], full=result.get("full", True))
+        write_json(path, json.loads(json.dumps({**whole, "command": command, "day": today()}, default=_rounded)))
         say(f"saved {path.relative_to(RESULTS.parents[1])}")
     print(json.dumps(whole, default=_rounded), flush=True)
+
+
+def saved_path(benchmark: str, *, full: bool = True) -> Path:
+    """Where `report` saves a result."""
+    return RESULTS / f"{benchmark}{'' if full else '_quick'}.json"
 
 
 def say(text: str) -> None:
@@ -125,7 +129,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _today() -> str:
+def today() -> str:
+    """The day, UTC."""
     return datetime.now(UTC).date().isoformat()
 
 

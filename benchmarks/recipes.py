@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import Field
@@ -20,8 +20,9 @@ from rich.console import Console
 
 from benchmarks.common import Options, say
 from benchmarks.eval_sets import data_folder
+from benchmarks.outcomes import outcome, ran
 from embedding.config import Config, load_config
-from embedding.files import fingerprint, read_json, write_json
+from embedding.files import fingerprint, read_json, sha256_file, write_json
 from launch.pipeline import Pipeline
 from train.plan import plan_stages
 from train.recipe import Recipe
@@ -94,8 +95,8 @@ def protocol(full: bool) -> Protocol:
     return load_config(Protocol, f"experiments/{'protocol' if full else 'quick'}")
 
 
-def recipe_options(options: Options) -> None:
-    """Add `--full`, `--minutes`, `--seeds`, `--work` and `--smoke`; `planned` reads them."""
+def recipe_options(options: Options, *, add: bool = False) -> None:
+    """Add `--full`, `--minutes`, `--seeds`, `--work` and `--smoke`; `planned` reads them. `add`: `--add` too."""
     options.add_argument(
         "--full", action="store_true", help="configs/experiments/protocol.yaml: hours (default: quick.yaml)"
     )
@@ -103,6 +104,8 @@ def recipe_options(options: Options) -> None:
     options.add_argument("--seeds", type=int, nargs="+", help="default: as planned there")
     options.add_argument("--work", type=Path, default=Path("runs/experiments"), help="runs, caches and logs")
     options.add_argument("--smoke", action="store_true", help=f"{SMOKE_STEPS} steps, one small source, one seed")
+    if add:
+        options.add_argument("--add", action="store_true", help="to the saved result: keep its runs of other seeds")
 
 
 def planned(given: Namespace, benchmark: Literal["retention", "decoder", "versus_st"]) -> Protocol:
@@ -235,15 +238,27 @@ class Experiment:
         tokens = fmean(float(sampler.batch(step).length_N.sum()) for step in range(SAMPLED_STEPS))
         return Pace(per_token(later(lines)), tokens, whole["train"] - sum(seconds), vector_seconds)
 
-    def finished(self, name: str, seed: int, steps: int, *settings: str) -> dict[str, Any]:
-        """The run's scorecard with `steps` and `train_seconds`; the run is done where it is not finished."""
-        run = self.command("run", name, f"seed={seed}", f"stages.0.steps={steps}", *settings)
+    def made_from(self, minutes: float) -> str:
+        """What a run's figures depend on besides the machine, the product and the seed: the recipe, and for how long.
+        Settings at their defaults are not in it, so a setting that the product gains leaves it as it is."""
+        recipe = load_config(Recipe, self.recipe, self.settings)
+        return fingerprint([recipe.model_dump(mode="json", exclude_defaults=True), minutes])
+
+    def finished(self, name: str, seed: int, steps: int, pace: Pace, minutes: float) -> dict[str, Any]:
+        """What the run gave (`benchmarks.outcomes`); it is done where it is not finished."""
+        run = self.command("run", name, f"seed={seed}", f"stages.0.steps={steps}")
         card: dict[str, Any] = read_json(run / "scorecard.json")
         if card["failed"]:
             raise RuntimeError(f"{run}: tasks of the suite failed: {card['failed']}")
-        seconds = sum(line["seconds"] for line in steps_logged(run))
-        say(f"{name}: {steps} steps in {seconds:.0f} s, kept {card['means']['retention']:.4f}")
-        return {**card, "steps": steps, "train_seconds": seconds}
+        path, of = run / "outcome.json", sha256_file(run / "scorecard.json")
+        if not path.is_file() or read_json(path)["scorecard"] != of:
+            seconds = sum(line["seconds"] for line in steps_logged(run))
+            facts = {"seed": seed, "steps": steps, "train_seconds": seconds, "pace": pace.__dict__}
+            made_from = {"made_from": self.made_from(minutes), "scorecard": of}
+            write_json(path, {**outcome(card), **facts, **made_from, "ran": ran()})
+        found: dict[str, Any] = read_json(path)
+        say(f"{name}: {steps} steps in {found['train_seconds']:.0f} s, kept {found['retention']:.4f}")
+        return found
 
 
 def _settings(recipe: Recipe, cut: Cut) -> tuple[str, ...]:
@@ -274,32 +289,3 @@ def later(lines: list[dict[str, float]]) -> list[dict[str, float]]:
 def per_token(lines: Sequence[Mapping[str, float]]) -> float:
     """Seconds a token."""
     return sum(line["seconds"] for line in lines) / sum(line["tokens"] for line in lines)
-
-
-def kept(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several seeds of one recipe: means and standard deviations of what was kept, and what stands beside them."""
-    shares = [card["means"]["retention"] for card in cards]
-    kinds = {kind: fmean(card["retention"][kind] for card in cards) for kind in cards[0]["retention"]}
-    worst = min(kinds, key=lambda kind: kinds[kind])
-    means = [card["means"]["task_type"] for card in cards]
-    untrained = [
-        fmean(of["untrained"] / of["teacher"] for of in card["kinds"].values() if of["teacher"] > 0) for card in cards
-    ]
-    return {
-        "retention": fmean(shares),
-        "sd": spread(shares),
-        "worst_kind": {"kind": worst, "retention": kinds[worst]},
-        "untrained": fmean(untrained),
-        "kinds": kinds,
-        "mean": {model: fmean(of[model] for of in means) for model in ("teacher", "untrained", "student")},
-        "recovered": fmean(card["means"]["recovered"] or 0.0 for card in cards),
-        "parameters": cards[0]["facts"]["parameters"],
-        "steps": [card["steps"] for card in cards],
-        "train_seconds": [card["train_seconds"] for card in cards],
-        "each": shares,
-    }
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """The standard deviation over seeds (n - 1); None for a single one."""
-    return stdev(values) if len(values) > 1 else None

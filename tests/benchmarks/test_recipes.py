@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.recipes import Pace, kept, protocol, steps_logged
+from benchmarks.common import RESULTS
+from benchmarks.outcomes import outcome, saved_runs, together
+from benchmarks.recipes import Experiment, Pace, protocol, steps_logged
 from embedding.config import load_config
 from train.recipe import Recipe
 
@@ -24,7 +26,7 @@ def test_a_decoder_is_measured_and_a_second_call_does_nothing_again(eyas_data: P
     trained = (run / "metrics.jsonl").stat().st_mtime_ns
     again = smoke("decoder", "--work", str(tmp_path))
     assert again["retention"] == found["retention"]
-    assert again["steps"] == found["steps"]
+    assert again["runs"] == found["runs"]
     assert (run / "metrics.jsonl").stat().st_mtime_ns == trained
 
 
@@ -57,23 +59,45 @@ def test_the_log_gives_back_the_seconds_of_training(tmp_path: Path) -> None:
     assert steps_logged(tmp_path) == [{"seconds": 2.0, "tokens": 200.0}, {"seconds": 5.0, "tokens": 250.0}]
 
 
-def test_seeds_are_summed_up() -> None:
-    def card(sts: float, retrieval: float) -> dict[str, Any]:
-        of = {"teacher": 0.8, "untrained": 0.2, "student": 0.4}
-        return {
-            "means": {"retention": (sts + retrieval) / 2, "recovered": 0.5, "task_type": of},
-            "retention": {"sts": sts, "retrieval": retrieval},
-            "kinds": {"sts": of, "retrieval": of},
-            "facts": {"parameters": {"teacher": 2, "student": 1}},
-            "steps": 3,
-            "train_seconds": 1.0,
-        }
+def run_of(seed: int, sts: float, retrieval: float, made_from: str = "this recipe") -> dict[str, Any]:
+    of = {"teacher": 0.8, "untrained": 0.2, "student": 0.4}
+    card = {
+        "means": {"retention": (sts + retrieval) / 2, "recovered": 0.5, "task_type": of},
+        "retention": {"sts": sts, "retrieval": retrieval},
+        "kinds": {"sts": of, "retrieval": of},
+        "facts": {"parameters": {"teacher": 2, "student": 1}},
+    }
+    return {**outcome(card), "seed": seed, "made_from": made_from}
 
-    found = kept([card(0.9, 0.7), card(1.0, 0.8)])
+
+def test_seeds_are_summed_up() -> None:
+    found = together([run_of(1, 1.0, 0.8), run_of(0, 0.9, 0.7)])
+    assert found["seeds"] == [0, 1]
     assert found["retention"] == pytest.approx(0.85)
     assert found["sd"] == pytest.approx(0.1 / 2**0.5)
     assert found["worst_kind"] == {"kind": "retrieval", "retention": pytest.approx(0.75)}
     assert found["untrained"] == pytest.approx(0.25)
+
+
+def test_runs_of_a_saved_result_are_added_where_the_recipe_is_the_same(tmp_path: Path) -> None:
+    path, runs = tmp_path / "any.json", [run_of(0, 0.9, 0.7), run_of(1, 1.0, 0.8), run_of(2, 1.0, 0.8, "another")]
+    assert saved_runs(path, None, "this recipe", []) == []
+    path.write_text(json.dumps({"runs": runs, "students": {"layers_3": {"runs": runs[:1]}}}))
+    assert saved_runs(path, None, "this recipe", besides=[1]) == runs[:1]
+    assert saved_runs(path, "layers_3", "this recipe", besides=[]) == runs[:1]
+    assert saved_runs(path, "layers_2", "this recipe", besides=[]) == []
+
+
+@pytest.mark.parametrize("name, minutes", [("decoder", 30.0), ("retention", 60.0)])
+def test_saved_runs_are_of_the_recipe_as_it_is(name: str, minutes: float) -> None:
+    """Whoever changes a recipe runs it again, or says that what is saved is of another."""
+    saved = json.loads((RESULTS / f"{name}.json").read_text())
+    students: dict[str | None, Any] = saved.get("students", {None: saved})
+    for student, of in students.items():
+        keep = () if student is None else (f"student.start.keep={student.removeprefix('layers_')}",)
+        here = Experiment(f"experiments/{name}", Path("any"), keep).made_from(minutes)
+        assert {run["made_from"] for run in of["runs"]} == {here}
+        assert together(of["runs"])["retention"] == of["retention"]
 
 
 def test_the_protocol_names_layers_of_the_teacher() -> None:
@@ -94,7 +118,9 @@ def test_the_retention_of_a_depth_is_measured(eyas_data: Path, tmp_path: Path) -
     assert found["sd"] == {"layers_1": None}
     assert set(found["worst_kind"]["layers_1"]) == {"kind", "retention"}
     assert 0 < found["untrained"]["layers_1"] <= 1.5
-    assert found["students"]["layers_1"]["steps"] == [3]
+    (run,) = found["students"]["layers_1"]["runs"]
+    assert run["steps"] == 3
+    assert run["ran"].keys() >= {"processor", "commit", "day"}
 
 
 @pytest.mark.timeout(900)
