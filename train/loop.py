@@ -130,8 +130,7 @@ def train(
         tracker.say(f"resumed from step {found.step} of {total}{other}")
         if memory != kept_memory:
             tracker.say(
-                f"chunks of {memory.token_budget} tokens and {memory.activation_bytes / 2**30:.2f} GiB of activations "
-                "from here on, as compute says; the weights are those of an uninterrupted run up to rounding"
+                f"{memory} from here on, as compute says; the weights are those of an uninterrupted run up to rounding"
             )
 
     trainable = frozenset(name for name, parameter in student.named_parameters() if parameter.requires_grad)

@@ -49,6 +49,10 @@ class Memory:
     packed: bool = False
     """Whether chunks run without padding, see `Embedder.packs`."""
 
+    def __str__(self) -> str:
+        """In words, for the log."""
+        return f"chunks of {self.token_budget} tokens and {self.activation_bytes / 2**30:.3g} GiB of activations"
+
     def halved(self, longest: int) -> "Memory":
         """Half the token budget, as long as a text fits, and half the memory for activations.
 
@@ -139,7 +143,7 @@ def train_step(state: TrainState, work: Work) -> dict[str, float]:
                     f"out of memory; set compute.token_budget to {halved.token_budget} and compute.activation_gib to "
                     f"{gib:.3g}"
                 ) from error
-            state.say(f"out of memory: chunks of {halved.token_budget} tokens from here on, and the step again")
+            state.say(f"out of memory: {halved} from here on, and the step again")
             state.memory = halved
 
 
