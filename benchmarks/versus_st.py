@@ -55,8 +55,7 @@ from eval.scorecard import Scorecard
 from eval.study import Row, Trial, study
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
-from train.fold import fold
-from train.loop import FOLD_TEXTS
+from train.fold import FOLD_TEXTS, covering, fold
 from train.recipe import Recipe
 from train.student import build_student
 
@@ -91,16 +90,22 @@ class Peer:
         path = self.folder / "starts" / name
         if not path.is_dir():
             student = build_student(self._recipe.student, Embedder.from_pretrained(TEACHER), self._recipe.seed)
+            rows = self._rows(student.embedder) if name == "folded" else []  # neither side's time holds its tokenizing
             begin = time.perf_counter()
             if name == "folded":
-                texts = read_json(self._texts)
-                texts = texts[:: max(1, len(texts) // FOLD_TEXTS)]
-                fold(student.embedder, student.lower[0], student.embedder.tokenize(texts, [""] * len(texts)))
+                fold(student.embedder, student.lower[0], [rows[index] for index in covering(rows)])
             seconds = time.perf_counter() - begin
             with new_folder(path) as folder:
                 student.embedder.save_pretrained(folder)
                 write_json(folder / "seconds.json", seconds)
         return path
+
+    def _rows(self, embedder: Embedder) -> list[np.ndarray]:
+        """The texts as tokens, first some from everywhere."""
+        texts = read_json(self._texts)
+        every = max(1, len(texts) // FOLD_TEXTS)
+        texts = texts[::every] + [text for index, text in enumerate(texts) if index % every]
+        return embedder.tokenize(texts, [""] * len(texts))
 
     def vectors(self) -> dict[str, Any]:
         """The seconds of the teacher's pass, and the batch size it took."""

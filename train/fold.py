@@ -28,6 +28,14 @@ SHRINK = 1.0
 """Occurrences that a row's prior is worth."""
 RIDGE = 1.0
 """Of the map from old rows to new ones."""
+FOLD_TEXTS = 5_000
+"""Texts that a fold reads whatever they hold: a pass of the lower layers, so not all."""
+MOST_TEXTS = 40_000
+"""Texts that it reads at most, with those for rare tokens."""
+SEEN = 2
+"""Occurrences of a token that are looked for."""
+LEAST = 8
+"""Tokens, special ones counted, of a text that is read for a rare one: in a shorter text it stands in no context."""
 TURNS = 4
 """Of T and P. The second to fourth hold 0.3 points more of the variance (layers 0 to 3 of all-MiniLM-L6-v2)."""
 
@@ -53,6 +61,25 @@ def below(source: Embedder, first: int) -> Embedder:
             "token's state belongs to its place, not to the token); set fold to false"
         )
     return pruned(source, range(first))
+
+
+def covering(rows: Sequence[np.ndarray], first: int = FOLD_TEXTS) -> list[int]:
+    """Which of `rows` a fold should read: the `first` ones for what is frequent, then the shortest others that hold a
+    token seen fewer than SEEN times until then. A rare token so gets a row of its own, not a prior, for few tokens
+    that the lower layers must read.
+    """
+    chosen = list(range(min(first, len(rows))))
+    seen_V = np.zeros(1 + max((int(row.max()) for row in rows), default=0), dtype=np.int64)
+    for index in chosen:
+        np.add.at(seen_V, rows[index], 1)
+    others = [index for index in range(first, len(rows)) if len(rows[index]) >= LEAST]
+    for index in sorted(others, key=lambda index: len(rows[index])):
+        if len(chosen) >= MOST_TEXTS:
+            break
+        if (seen_V[rows[index]] < SEEN).any():
+            np.add.at(seen_V, rows[index], 1)
+            chosen.append(index)
+    return chosen
 
 
 def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> float:

@@ -3,7 +3,6 @@
 All that must survive is in the checkpoint, or follows from the seed and the step.
 """
 
-import math
 import os
 import signal
 import threading
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -42,25 +40,20 @@ from train.distributed import (
     whole,
     world_size,
 )
-from train.fold import fold
 from train.merge import Average, State, merged
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_student, checkpoint_identity, plan_stages
-from train.recipe import BuiltStudent, PrunedStudent, Recipe
+from train.recipe import Recipe
 from train.spikes import SpikeGuard
 from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
-from train.static_start import static_start
+from train.start import set_start
 from train.step import Memory, TrainState, prepare_work, read_ahead, train_step
-from train.student import Student, compile_layers, pca_projection
+from train.student import Student, compile_layers
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
 
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Asks a training to write a checkpoint and stop: a shutdown, a preemption, Ctrl-C."""
-STATIC_TEXTS = 20_000
-"""Texts that a start is fitted to where the teacher's vectors are enough."""
-FOLD_TEXTS = 5_000
-"""Texts whose states a fold is fitted to: a pass of the lower layers over them, so fewer."""
 
 
 class Preempted(Exception):
@@ -283,31 +276,11 @@ class _Job:
 def _begin(job: _Job, plan: StagePlan, tracker: Tracker, *, fresh: bool) -> Memory:
     """What a new run does once: set the weights in closed form if asked, measure the machine."""
     if fresh:
-        _fit_start(job, plan, tracker)
+        set_start(job.student, job.recipe, plan, job.inputs, tracker.say)
     first = prepare_work(plan.sampler, None, 0)
     with job.accelerator.autocast():
         memory = calibrate(job.student, first.rows, job.recipe.compute)
     return Memory(**broadcast_object(asdict(memory)))
-
-
-def _fit_start(job: _Job, plan: StagePlan, tracker: Tracker) -> None:
-    """The weights that the recipe wants in closed form, from the first texts that are trained on."""
-    start, student = job.recipe.student.start, job.student
-    if isinstance(start, BuiltStudent) and start.init == "static":
-        texts = _first_texts(plan, STATIC_TEXTS)
-        rows = [plan.sampler.ids(text) for text in texts.tolist()]
-        cosine = static_start(student.embedder, rows, _vectors(job.inputs, texts))
-        tracker.say(f"static start: mean cosine to the teacher {cosine:.3f}")
-    if isinstance(start, PrunedStudent) and start.fold:
-        if student.lower:
-            rows = [job.inputs.tokens.ids(text) for text in _first_texts(plan, FOLD_TEXTS).tolist()]
-            held = fold(student.embedder, student.lower[0], rows)
-            tracker.say(f"lower layers folded into the embeddings, which hold {held:.0%} of their variance")
-        else:
-            tracker.say("nothing to fold: the first layer is kept, so none lies below")
-    if job.recipe.student.projection == "pca" and student.projection is not None:
-        kept = pca_projection(student, _vectors(job.inputs, _first_texts(plan, STATIC_TEXTS)))
-        tracker.say(f"projection: the teacher's principal directions, {kept:.1%} of its vectors' squared norm")
 
 
 def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
@@ -348,21 +321,6 @@ def _run_stage(
             break
         state.clock.lap("rest")
     return metrics
-
-
-def _first_texts(plan: StagePlan, count: int) -> np.ndarray:
-    """The first texts that a stage will train on, about so many; those of one epoch where it has fewer."""
-    texts = np.zeros(0, dtype=np.int64)
-    for step in range(min(plan.steps, math.ceil(plan.sampler.rows_per_epoch / plan.stage.batch_size))):
-        texts = np.union1d(texts, plan.sampler.batch(step).text_N)
-        if len(texts) >= count:
-            break
-    return texts
-
-
-def _vectors(inputs: Inputs, texts: np.ndarray) -> np.ndarray:
-    assert inputs.vectors is not None, "the plan refuses a fitted start without teacher vectors"
-    return inputs.vectors(texts)
 
 
 @contextmanager

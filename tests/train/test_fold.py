@@ -11,7 +11,7 @@ from transformers import AutoModel, XLMRobertaConfig
 from embedding.embedder import Embedder
 from embedding.tokens import cut
 from train import fold as folding
-from train.fold import below, fold
+from train.fold import below, covering, fold
 from train.loop import train
 from train.losses import Match
 from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
@@ -48,6 +48,19 @@ def test_a_real_model_is_most_of_the_way_before_any_step(teacher: Embedder, word
     assert 0.5 < held < 0.9
     assert before < 0.6
     assert cosine() > before + 0.15
+
+
+def test_texts_with_rare_tokens_are_read_shortest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(length: int, token: int) -> np.ndarray:
+        return np.array([token, *[1] * (length - 1)], dtype=np.int32)
+
+    rows = [row(3, 2), row(30, 3), row(20, 7), row(10, 7), row(12, 7), row(7, 8), row(9, 1), row(9, 3)]
+    # of 7 the two shortest; 8 stands in a short text alone; 1 has been seen often; 3 once
+    assert covering(rows, first=2) == [0, 1, 7, 3, 4]
+    monkeypatch.setattr(folding, "MOST_TEXTS", 3)
+    assert covering(rows, first=2) == [0, 1, 7]
+    assert covering(rows[:1]) == [0]
+    assert covering([]) == []
 
 
 def test_tables_are_the_least_squares_fit(teacher: Embedder, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
