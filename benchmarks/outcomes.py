@@ -2,7 +2,8 @@
 
 Three depths and three seeds of an hour each are more than a machine is free for at a time. So a saved result holds its
 runs one by one, each with the machine, the commit and the day it ran, and `--add` leaves those in it that are not run
-again. Only such as were made from the same recipe and given the same minutes; others are counted and left out.
+again. Only such as were made from the same recipe and given the same minutes; others are counted and left out. What
+the product did with the recipe may have changed in between: the commits tell, and whoever quotes a mean looks at them.
 """
 
 import json
