@@ -16,6 +16,7 @@ HELPERS = {
     "sides",
     "steps",
     "compare",
+    "outcomes",
     "eval_peers",
     "eval_sets",
     "mine_sides",
