@@ -6,13 +6,13 @@ again. Only such as were made from the same recipe and given the same minutes; o
 the product did with the recipe may have changed in between: the commits tell, and whoever quotes a mean looks at them.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.common import machine, say, today
+from embedding.files import read_json
 
 Outcome = dict[str, Any]
 """What `outcome` finds, with `seed`, `steps`, `train_seconds`, `pace`, `made_from` and `ran`."""
@@ -65,7 +65,7 @@ def saved_runs(path: Path, student: str | None, made_from: str, besides: Collect
     if not path.is_file():
         say(f"{path.name}: no saved result to add to")
         return []
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_json(path)
     of = result if student is None else result["students"].get(student, {"runs": []})
     others = [run for run in of["runs"] if run["seed"] not in besides]
     same = [run for run in others if run["made_from"] == made_from]

@@ -32,12 +32,13 @@ def main() -> None:
     whole = Experiment.of("retention", given, fixed.retention.cut)
     found: dict[str, dict[str, Any]] = {}
     for depth in depths:
-        experiment, runs = whole.with_settings(f"student.start.keep={depth}"), list[Outcome]()
+        experiment = whole.with_settings(f"student.start.keep={depth}")
+        runs: list[Outcome] = []
         if depth in given.layers:
             pace = experiment.pace(fixed.pace_steps)
             steps = SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes)
             say(f"{depth} layers, {1 / pace.seconds_per_token:,.0f} tokens/s: {steps} steps a run")
-            runs += [
+            runs = [
                 experiment.finished(f"layers-{depth}-s{seed}", seed, steps, pace, given.minutes) for seed in given.seeds
             ]
         name = f"layers_{depth}"

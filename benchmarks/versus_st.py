@@ -92,7 +92,7 @@ class Peer:
             student = build_student(self._recipe.student, Embedder.from_pretrained(TEACHER), self._recipe.seed)
             rows = self._rows(student.embedder) if name == "folded" else []  # neither side's time holds its tokenizing
             begin = time.perf_counter()
-            if name == "folded":
+            if rows:
                 fold(student.embedder, student.lower[0], [rows[index] for index in covering(rows)])
             seconds = time.perf_counter() - begin
             with new_folder(path) as folder:
