@@ -67,6 +67,9 @@ def saved_runs(path: Path, student: str | None, made_from: str, besides: Collect
         return []
     result = read_json(path)
     of = result if student is None else result["students"].get(student, {"runs": []})
+    if "runs" not in of:
+        say(f"{path.name}: does not hold its runs one by one, so none can be added")
+        return []
     others = [run for run in of["runs"] if run["seed"] not in besides]
     same = [run for run in others if run["made_from"] == made_from]
     if others:

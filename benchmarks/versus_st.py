@@ -1,6 +1,6 @@
 """The same student, data and minutes for the product and for sentence-transformers' own distillation.
 
-    python -m benchmarks.versus_st [--full] [--minutes 5] [--seeds 0] [--no-folded] [--work FOLDER] [--smoke] [--save]
+    python -m benchmarks.versus_st [--full] [--minutes 5] [--seeds 0] [--no-folded] [--add] [--work FOLDER] [--smoke]
 
 The student is the last two of the six layers of all-MiniLM-L6-v2. The product trains `configs/experiments/versus.yaml`,
 which begins by folding the layers below into the token embeddings; the other side trains the same layers, copied, on
@@ -13,7 +13,8 @@ measured in turns. Learning rate and batch size are searched on both sides over 
 each, by the cosine to the teacher on held-out text; what was found is printed. The scores are those of one suite:
 English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one
 seed, and without the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text,
-three seeds: seven hours.
+three seeds: seven hours, or a seed at a time: `--seeds 1 --add` searches again and joins what it finds to the runs of
+the saved result (`benchmarks.outcomes`).
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds,
 with the 95 % interval of chance in the items and the seeds (`eval.study`; with one seed, in the items alone);
@@ -26,13 +27,14 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
-from benchmarks.common import arguments, report, say
+from benchmarks.common import arguments, report, saved_path, say
+from benchmarks.outcomes import ran, saved_runs
 from benchmarks.pairs import TEACHER
 from benchmarks.recipes import (
     SMOKE_STEPS,
@@ -52,7 +54,7 @@ from embedding.files import fingerprint, new_folder, read_json, sha256_file, wri
 from embedding.layout import resolve_model
 from eval.compare import as_card
 from eval.scorecard import Scorecard
-from eval.study import Row, Trial, study
+from eval.study import Drawn, Trial, shared_tasks, verdict
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
 from train.fold import FOLD_TEXTS, covering, fold
@@ -61,6 +63,10 @@ from train.student import build_student
 
 SEARCH_TEXTS = 1_000
 """Held-out texts that a setting is chosen by."""
+STARTS = {"copied": "points_ahead", "folded": "points_ahead_same_start"}
+"""The peer's starts, and what the difference from each is called."""
+UNIT = 1e-3
+"""Points in which the draws of a saved result are counted: a hundredth of what an interval is quoted in."""
 
 
 class Setting(NamedTuple):
@@ -183,6 +189,13 @@ class Versus:
             size: self.peer.train(f"pace-{size}", Setting(1e-4, size), self._pace_steps, 0) for size in sizes
         }
 
+    def made_from(self) -> str:
+        """What a seed's figures depend on besides the machine, the product and the seed."""
+        return fingerprint([self.experiment.made_from(self.given.minutes), list(self._starts()), self.plan.model_dump()])
+
+    def _starts(self) -> Sequence[str]:
+        return self.plan.starts[: 1 if self.given.no_folded else None]
+
     def our_steps(self, setting: Setting, seconds: float) -> int:
         """The product's steps that fill so many seconds."""
         return SMOKE_STEPS if self.smoke else self.paces[setting.batch_size].steps(seconds)
@@ -262,7 +275,7 @@ class Versus:
     def theirs(self, setting: Setting, seed: int) -> dict[str, Trial]:
         """The peer from each start."""
         found: dict[str, Trial] = {}
-        for start in self.plan.starts[: 1 if self.given.no_folded else None]:
+        for start in self._starts():
             before = self.peer_vectors["seconds"] + float(read_json(self.peer.start(start) / "seconds.json"))
             steps = self.their_steps(setting, 60 * self.given.minutes - before)
             name = f"{start}-s{seed}"
@@ -275,7 +288,7 @@ class Versus:
 def main() -> None:
     """Run it all."""
     options = arguments(__doc__)
-    recipe_options(options)
+    recipe_options(options, add=True)
     options.add_argument(
         "--no-folded", action="store_true", help="without the peer's training from the product's start"
     )
@@ -286,55 +299,79 @@ def main() -> None:
     ours, theirs = both.search()
     our_setting, their_setting = best(ours), best(theirs)
     say(f"chosen: {our_setting}, the peer {their_setting}")
-    trials: dict[str, list[Trial]] = {}
-    for seed in given.seeds:
-        for name, trial in (both.theirs(their_setting, seed) | both.ours(our_setting, seed)).items():
-            trials.setdefault(name, []).append(trial)
-    cards = {"untrained": both.scored("untrained", both.peer.start("copied"))}
+    around = {"untrained": both.scored("untrained", both.peer.start("copied"))}
     if given.full:
-        cards["teacher"] = both.scored("teacher", resolve_model(TEACHER))
-    trials |= {name: [Trial(given.seeds[0], card, 0.0)] for name, card in cards.items()}
-    rows = {row.name: row for row in compared(trials, "copied")}
-    shares = {f"{share:g}": share for share in (*both.plan.shares, 1.0)}
-    same = [share for name, share in shares.items() if name in rows and rows[name].mean >= rows["copied"].mean]
-    result = {
-        "benchmark": "versus_st",
-        "full": given.full,
-        **ahead("points_ahead", rows["1"]),
-        "time_to_same": min(same, default=None),
-    }
-    if "folded" in trials:
-        against = {row.name: row for row in compared(trials, "folded")}
-        result |= ahead("points_ahead_same_start", against["1"])
-    result |= {
-        "points": {name: 100 * row.mean for name, row in rows.items()},
-        "kinds": {name: {kind: 100 * of for kind, of in row.kinds.items()} for name, row in rows.items()},
-        "sd": {name: row.deviation and 100 * row.deviation for name, row in rows.items()},
-        "each": {name: [100 * score for score in row.scores] for name, row in rows.items()},
-        "seconds": {name: row.seconds for name, row in rows.items() if name not in cards},
-        "vector_seconds": {"ours": both.vector_seconds, "peer": both.peer_vectors},
+        around["teacher"] = both.scored("teacher", resolve_model(TEACHER))
+    facts = {
+        "made_from": both.made_from(),
         "search": {side: {str(tuple(s)): v for s, v in of.items()} for side, of in (("ours", ours), ("peer", theirs))},
         "chosen": {"ours": our_setting._asdict(), "peer": their_setting._asdict()},
+        "vector_seconds": {"ours": both.vector_seconds, "peer": both.peer_vectors},
         "pace": {
             "ours": both.paces[our_setting.batch_size].__dict__,
             "peer": both.peer_paces[their_setting.batch_size],
         },
-        "minutes": given.minutes,
-        "seeds": given.seeds,
+        "ran": ran(),
     }
+    runs = []
+    for seed in given.seeds:
+        trials = both.theirs(their_setting, seed) | both.ours(our_setting, seed)
+        runs.append({"seed": seed, **of_seed(trials, around), **facts})
+    if given.add:
+        runs += saved_runs(saved_path("versus_st", full=given.full), None, both.made_from(), besides=given.seeds)
+    result = {"benchmark": "versus_st", "full": given.full, "minutes": given.minutes, **together(runs)}
     report(result, save=given.save)
 
 
-def compared(trials: Mapping[str, Sequence[Trial]], baseline: str) -> list[Row]:
-    """Every side against one of them."""
-    return study("versus_st", baseline, {name: {} for name in trials}, trials, {}).rows
+def of_seed(trials: Mapping[str, Trial], around: Mapping[str, Scorecard]) -> dict[str, Any]:
+    """What a result keeps of one seed: `sides`, each with points, kinds and, where it was trained, seconds; and
+    `above`, how far the product is above the peer from each start with other items: the bootstrap's draws in UNIT,
+    from which several seeds have an interval together."""
+    cards = {name: trial.card for name, trial in trials.items()} | dict(around)
+    tasks = shared_tasks(cards["1"], cards.values())
+    drawn = {name: Drawn.of(card, tasks) for name, card in cards.items()}
+    sides: dict[str, Any] = {}
+    for name, of in drawn.items():
+        seconds = {"seconds": trials[name].seconds} if name in trials else {}
+        kinds = {kind: 100 * score for kind, score in of.kinds.items()}
+        sides[name] = {"points": 100 * of.score, "kinds": kinds, **seconds}
+    above = {}
+    for start in STARTS.keys() & trials.keys():
+        redrawn_B = 100 * (drawn["1"].mean_B - drawn[start].mean_B)
+        above[start] = np.rint(redrawn_B / UNIT).astype(int).tolist()
+    return {"sides": sides, "above": above}
 
 
-def ahead(key: str, row: Row) -> dict[str, Any]:
-    """A difference in points of 100, with its 95 % interval (`eval.study`)."""
-    assert row.verdict is not None, "every side has the same seeds"
-    difference, half = 100 * row.verdict.difference, 100 * row.verdict.half
-    return {key: difference, f"{key}_interval": [difference - half, difference + half]}
+def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several seeds: what the benchmark prints. A share of the minutes that one of them left out is not in it."""
+    runs = sorted(runs, key=lambda run: run["seed"])
+    sides = {name: side for name, side in runs[0]["sides"].items() if all(name in run["sides"] for run in runs)}
+    each = {name: [run["sides"][name]["points"] for run in runs] for name in sides}
+    points = {name: fmean(of) for name, of in each.items()}
+    kinds = {
+        name: {kind: fmean(run["sides"][name]["kinds"][kind] for run in runs) for kind in side["kinds"]}
+        for name, side in sides.items()
+    }
+    trained = [name for name, side in sides.items() if "seconds" in side]
+    shares = sorted(float(name) for name in trained if name not in STARTS)
+    found: dict[str, Any] = {}
+    for start, key in STARTS.items():
+        if start in trained:
+            differences = [ours - theirs for ours, theirs in zip(each["1"], each[start], strict=True)]
+            ahead = verdict(differences, UNIT * np.array([run["above"][start] for run in runs]))
+            found[key] = ahead.difference
+            found[f"{key}_interval"] = [ahead.difference - ahead.half, ahead.difference + ahead.half]
+    return {
+        **found,
+        "time_to_same": next((share for share in shares if points[f"{share:g}"] >= points["copied"]), None),
+        "points": points,
+        "kinds": kinds,
+        "sd": {name: stdev(of) if len(of) > 1 else None for name, of in each.items()},
+        "each": each,
+        "seconds": {name: fmean(run["sides"][name]["seconds"] for run in runs) for name in trained},
+        "seeds": [run["seed"] for run in runs],
+        "runs": runs,
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Shapes: B replicates, S seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,15 +114,12 @@ def study(
     if not trials.get(baseline):
         raise ValueError(f"no run of the baseline {baseline!r} is finished; nothing can be compared with it")
     cards = [trial.card for of in trials.values() for trial in of]
-    first = trials[baseline][0].card
-    tasks = [task for task in first["tasks"] if all(same_items(task, first, card) for card in cards)]
-    if not tasks:
-        raise ValueError("no task is in common: the variants were evaluated on different suites")
+    tasks = shared_tasks(trials[baseline][0].card, cards)
     everything = {task for card in cards for task in card["tasks"]}
-    base = {trial.seed: _Drawn.of(trial.card, tasks) for trial in trials[baseline]}
+    base = {trial.seed: Drawn.of(trial.card, tasks) for trial in trials[baseline]}
     rows = []
     for variant, mine in trials.items():
-        drawn = {trial.seed: _Drawn.of(trial.card, tasks) for trial in mine}
+        drawn = {trial.seed: Drawn.of(trial.card, tasks) for trial in mine}
         verdict = _verdict(drawn, base) if variant != baseline and set(drawn) & set(base) else None
         kinds = {
             kind: float(np.mean([of.kinds[kind] for of in drawn.values()]))
@@ -144,16 +141,42 @@ def study(
     return Study(name, baseline, rows, tasks, sorted(everything - set(tasks)))
 
 
+def shared_tasks(first: Scorecard, cards: Collection[Scorecard]) -> list[str]:
+    """The tasks that all of them were measured on, alike.
+
+    Raises:
+        ValueError: there is none.
+    """
+    tasks = [task for task in first["tasks"] if all(same_items(task, first, card) for card in cards)]
+    if not tasks:
+        raise ValueError("no task is in common: the variants were evaluated on different suites")
+    return tasks
+
+
+def verdict(differences_S: Sequence[float], redrawn_SB: np.ndarray) -> Verdict:
+    """The mean of the differences of S seeds, with the interval that `study` explains; `redrawn_SB`: with other items,
+    the same draw for every seed."""
+    half = NORMAL * float(redrawn_SB.mean(axis=0).std(ddof=1))
+    seeds = len(differences_S)
+    if seeds > 1:
+        student = float(t.ppf((1 + LEVEL) / 2, seeds - 1))
+        half = float(np.hypot(half, student * np.std(differences_S, ddof=1) / np.sqrt(seeds)))
+    return Verdict(float(np.mean(differences_S)), half, seeds)
+
+
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """Scores of one run, and of its redrawn items."""
 
     score: float
+    """Mean(TaskType)."""
     kinds: dict[str, float]
     mean_B: np.ndarray
+    """Mean(TaskType) with other items, the same draws for every run on them."""
 
     @classmethod
-    def of(cls, card: Scorecard, names: Sequence[str]) -> "_Drawn":
+    def of(cls, card: Scorecard, names: Sequence[str]) -> "Drawn":
+        """Of these of its tasks."""
         scored = {
             name: {"kind": card["tasks"][name]["kind"], "score": card["tasks"][name]["student"]} for name in names
         }
@@ -163,12 +186,9 @@ class _Drawn:
         return cls(float(np.mean(list(kinds.values()))), kinds, mean_of_kinds(kind_replicates(scored, drawn)))
 
 
-def _verdict(mine: Mapping[int, _Drawn], base: Mapping[int, _Drawn]) -> Verdict:
+def _verdict(mine: Mapping[int, Drawn], base: Mapping[int, Drawn]) -> Verdict:
     seeds = sorted(set(mine) & set(base))
-    differences_S = np.array([mine[seed].score - base[seed].score for seed in seeds])
-    items_B = np.mean([mine[seed].mean_B - base[seed].mean_B for seed in seeds], axis=0)
-    half = NORMAL * float(items_B.std(ddof=1))
-    if len(seeds) > 1:
-        student = float(t.ppf((1 + LEVEL) / 2, len(seeds) - 1))
-        half = float(np.hypot(half, student * differences_S.std(ddof=1) / np.sqrt(len(seeds))))
-    return Verdict(float(differences_S.mean()), half, len(seeds))
+    return verdict(
+        [mine[seed].score - base[seed].score for seed in seeds],
+        np.stack([mine[seed].mean_B - base[seed].mean_B for seed in seeds]),
+    )

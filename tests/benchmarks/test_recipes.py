@@ -86,6 +86,8 @@ def test_runs_of_a_saved_result_are_added_where_the_recipe_is_the_same(tmp_path:
     assert saved_runs(path, None, "this recipe", besides=[1]) == runs[:1]
     assert saved_runs(path, "layers_3", "this recipe", besides=[]) == runs[:1]
     assert saved_runs(path, "layers_2", "this recipe", besides=[]) == []
+    path.write_text(json.dumps({"points": {}}))  # as versus_st saved it before
+    assert saved_runs(path, None, "this recipe", besides=[]) == []
 
 
 @pytest.mark.parametrize("name, minutes", [("decoder", 30.0), ("retention", 60.0)])
@@ -126,9 +128,10 @@ def test_the_retention_of_a_depth_is_measured(eyas_data: Path, tmp_path: Path) -
 @pytest.mark.timeout(900)
 def test_both_sides_are_searched_trained_and_compared(eyas_data: Path, tmp_path: Path) -> None:
     found = smoke("versus_st", "--full", "--work", str(tmp_path))
+    (run,) = found["runs"]
     for side in ("ours", "peer"):
-        assert len(found["search"][side]) == 2
-        assert all(-1 <= cosine <= 1 for cosine in found["search"][side].values())
+        assert len(run["search"][side]) == 2
+        assert all(-1 <= cosine <= 1 for cosine in run["search"][side].values())
     trained = {"0.25", "0.5", "1", "copied", "folded"}
     assert set(found["points"]) == {*trained, "untrained", "teacher"}
     assert set(found["seconds"]) == trained

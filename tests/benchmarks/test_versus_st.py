@@ -1,0 +1,52 @@
+"""Seeds that were run one at a time are together what a study of all of them says."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.versus_st import UNIT, of_seed, together
+from eval.study import Trial, study
+
+ITEMS = 300
+
+
+def card(shift: float, draw: int) -> dict[str, Any]:
+    """Two kinds of tasks on the same items for every draw."""
+    tasks, outcomes = {}, {}
+    for at, kind in enumerate(("retrieval", "classification")):
+        hard = np.random.default_rng(at).random(ITEMS)
+        values = hard + shift + np.random.default_rng(10 * draw + at).normal(0, 0.05, ITEMS)
+        tasks[f"{kind}/a"] = {"kind": kind, "metric": "any", "student": float(values.mean())}
+        outcomes[f"{kind}/a"] = [{"values": values.tolist()}]
+    return {"tasks": tasks, "outcomes": outcomes}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_seeds_joined_are_a_study_of_all(seeds: int) -> None:
+    sides = {"copied": 0.0, "folded": 0.03, "0.5": 0.01, "1": 0.02}
+    trials = {
+        name: [Trial(seed, card(shift, 7 * at + seed), 60.0 + seed) for seed in range(seeds)]
+        for at, (name, shift) in enumerate(sides.items())
+    }
+    runs = [
+        {"seed": seed, **of_seed({name: of[seed] for name, of in trials.items()}, {"teacher": card(0.1, 99)})}
+        for seed in reversed(range(seeds))
+    ]
+    found = together(json.loads(json.dumps(runs)))
+    for start, key in (("copied", "points_ahead"), ("folded", "points_ahead_same_start")):
+        rows = {row.name: row for row in study("all", start, {name: {} for name in sides}, trials, {}).rows}
+        verdict = rows["1"].verdict
+        assert verdict is not None
+        assert found[key] == pytest.approx(100 * verdict.difference)
+        low, high = found[f"{key}_interval"]
+        assert (high - low) / 2 == pytest.approx(100 * verdict.half, abs=UNIT)
+        for name, row in rows.items():
+            assert found["points"][name] == pytest.approx(100 * row.mean)
+            assert found["sd"][name] == (row.deviation and pytest.approx(100 * row.deviation))
+            assert found["kinds"][name]["retrieval"] == pytest.approx(100 * row.kinds["retrieval"])
+            assert found["seconds"][name] == row.seconds
+    assert found["time_to_same"] == 0.5
+    assert found["seeds"] == list(range(seeds))
+    assert "teacher" not in found["seconds"]
