@@ -191,7 +191,8 @@ class Versus:
 
     def made_from(self) -> str:
         """What a seed's figures depend on besides the machine, the product and the seed."""
-        return fingerprint([self.experiment.made_from(self.given.minutes), list(self._starts()), self.plan.model_dump()])
+        recipe = self.experiment.made_from(self.given.minutes)
+        return fingerprint([recipe, list(self._starts()), self.plan.model_dump()])
 
     def _starts(self) -> Sequence[str]:
         return self.plan.starts[: 1 if self.given.no_folded else None]
