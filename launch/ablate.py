@@ -224,13 +224,17 @@ class Ablation:
         for place in range(jobs):
             places.put(place)
         gpus = torch.cuda.device_count()
+        shared = {}
+        if jobs > 1:  # each would take all cores, and threads that wait for one another hold the others up tenfold
+            cores = (os.cpu_count() or 1) // (jobs * engine.ranks)
+            shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))
 
         def one(run: Run) -> None:
             place = places.get()
             try:
                 # One GPU for each of several runs at once; an engine places its processes itself.
                 own = {"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus and jobs > 1 and engine.on is None else {}
-                self._process(run, ["run", str(run.config), *_words(engine)], own, "run")
+                self._process(run, ["run", str(run.config), *_words(engine)], shared | own, "run")
             finally:
                 places.put(place)
 

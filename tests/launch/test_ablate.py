@@ -72,14 +72,16 @@ def test_a_study_killed_half_way_goes_on_and_ends(place: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_study_that_is_asked_to_stop_takes_its_runs_with_it(place: Path) -> None:
-    words = [sys.executable, "-m", "launch", "ablate", "study.yaml"]
-    study = psutil.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+def test_a_study_shares_the_cores_among_its_runs_and_takes_them_with_it_when_asked_to_stop(place: Path) -> None:
+    words = [sys.executable, "-m", "launch", "ablate", "study.yaml", "--jobs", "2"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    study = psutil.Popen(words, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 600
-    while not (runs := study.children()):
+    while len(runs := study.children()) < 2:
         assert study.poll() is None
         assert time.monotonic() < until
         time.sleep(0.1)
+    assert {run.environ()["OMP_NUM_THREADS"] for run in runs} == {str(max(1, (os.cpu_count() or 1) // 2))}
     study.terminate()
     assert study.wait(timeout=120) == os.EX_TEMPFAIL
     assert not [run for run in runs if run.is_running()]
