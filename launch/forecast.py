@@ -166,7 +166,7 @@ def _missing(recipe: Recipe, keys_N2: np.ndarray) -> int:
     for path in sorted((recipe.cache / "steps").glob("embed-*.json")):
         record = read_json(path)
         result = record["result"]
-        store = Path(result["outputs"][0])
+        store = recipe.cache / result["outputs"][0]
         if record["made_from"]["teacher"] == asked and store.is_dir():
             absent &= VectorStore.open(store, result["identity"], result["width"]).missing(keys_N2)
     return int(absent.sum())

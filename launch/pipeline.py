@@ -58,7 +58,7 @@ class Pipeline:
         self.resume = resume
         self.queries = queries
         self.at = Workspace(recipe)
-        self.ledger = Ledger(self.at.folder, recipe.cache / "steps", console, on_work)
+        self.ledger = Ledger(self.at.folder, recipe.cache, console, on_work)
         self._evaluates = True
 
     def run(self, until: Step = "report") -> None:

@@ -19,16 +19,17 @@ class Ledger:
 
     A step is finished when there is a record with the fingerprint of everything that determines its result, and its
     outputs are in place. The record is the last thing a step writes, so an interrupted step is simply not finished.
-    Records lie in `run/steps/NAME.json`; those of steps that several runs can share are also kept in `shared`.
+    Records lie in `run/steps/NAME.json`; those of steps that several runs can share are also kept in `cache/steps`,
+    with their outputs told from the cache: it may be used from anywhere.
     """
 
     def __init__(
-        self, run: Path, shared: Path, console: Console, on_work: Callable[[str], None] = lambda name: None
+        self, run: Path, cache: Path, console: Console, on_work: Callable[[str], None] = lambda name: None
     ) -> None:
         """`on_work` is told the name of every step that is not skipped, before it begins."""
         self.on_work = on_work
         self.run = run
-        self.shared = shared
+        self.cache = cache
         self.console = console
         self.seconds: dict[str, float] = {}
 
@@ -59,7 +60,7 @@ class Ledger:
             }
             self.say(name, f"done in {seconds:.1f} s")
             if share:
-                write_json(self._common(name, made_from), record)
+                write_json(self._shared(name, fingerprint(made_from)), _placed(record, self._told_from_cache))
         if record != before:
             write_json(self._path(name), record)
         self.seconds[name] = record["seconds"]
@@ -79,7 +80,7 @@ class Ledger:
         """From now on the step is not finished, for this run and for those that share its result."""
         record = self.record(name)
         if record is not None:
-            (self.shared / f"{name}-{record['fingerprint']}.json").unlink(missing_ok=True)
+            self._shared(name, record["fingerprint"]).unlink(missing_ok=True)
             self._path(name).unlink()
 
     def say(self, name: str, text: str) -> None:
@@ -88,16 +89,25 @@ class Ledger:
 
     def _finished(self, name: str, made_from: Mapping[str, Any], share: bool) -> tuple[dict[str, Any] | None, str]:
         record, reason = _usable(self.record(name), made_from)
-        common = self._common(name, made_from)
+        common = self._shared(name, fingerprint(made_from))
         if record is None and share and common.is_file():
-            return _usable(read_json(common), made_from)
+            return _usable(_placed(read_json(common), lambda path: self.cache / path), made_from)
         return record, reason
 
-    def _common(self, name: str, made_from: Mapping[str, Any]) -> Path:
-        return self.shared / f"{name}-{fingerprint(made_from)}.json"
+    def _shared(self, name: str, made_from: str) -> Path:
+        return self.cache / "steps" / f"{name}-{made_from}.json"
+
+    def _told_from_cache(self, path: Path) -> Path:
+        return path.relative_to(self.cache) if path.is_relative_to(self.cache) else path.absolute()
 
     def _path(self, name: str) -> Path:
         return self.run / "steps" / f"{name}.json"
+
+
+def _placed(record: Mapping[str, Any], place: Callable[[Path], Path]) -> dict[str, Any]:
+    """A record with each of its outputs told otherwise."""
+    result = record["result"]
+    return {**record, "result": {**result, "outputs": [str(place(Path(path))) for path in result["outputs"]]}}
 
 
 def _usable(record: dict[str, Any] | None, made_from: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:

@@ -87,6 +87,27 @@ def test_runs_share_what_may_be_shared(tmp_path: Path, console: Console, share: 
     assert read_json(tmp_path / "two" / "timings.json")["embed"] >= 0
 
 
+def test_a_cache_may_be_used_from_anywhere(tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    for folder in (home / "cache", away / "cache"):
+        folder.mkdir(parents=True)
+        (folder / "output.txt").write_text("of someone else")  # what the same words name elsewhere
+    monkeypatch.chdir(home)
+    step = Step(Path("cache"))
+    step(Ledger(Path("one"), Path("cache"), console), {"teacher": "a"}, share=True)
+    monkeypatch.chdir(away)
+    found = step(Ledger(Path("two"), home / "cache", console), {"teacher": "a"}, share=True)
+    assert step.calls == 1
+    assert found["outputs"] == [str(home / "cache" / "output.txt")]
+
+
+def test_an_output_outside_the_cache_is_found_too(tmp_path: Path, console: Console) -> None:
+    step = Step(tmp_path)
+    step(ledger(tmp_path, console, "one"), {"teacher": "a"}, share=True)
+    assert step(ledger(tmp_path, console, "two"), {"teacher": "a"}, share=True)["outputs"] == [str(step.output)]
+    assert step.calls == 1
+
+
 def test_going_back_to_an_earlier_input_finds_its_shared_record(tmp_path: Path, console: Console) -> None:
     step = Step(tmp_path)
     for teacher in ("a", "b", "a"):
