@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,12 +23,17 @@ TICKS = 6
 
 
 def terminal(found: Study) -> RenderableType:
-    """The table, a sentence for each variant, and what is missing."""
-    table = Table(title=f"{found.name}: Mean(TaskType) x 100", title_justify="left", caption=_caption(found))
-    for column in _header(found):
-        table.add_column(column, justify="left" if column in ("variant", "against the baseline") else "right")
+    """The table without the kinds of tasks, for which 80 columns have no room, and what is missing."""
+    title = f"{found.name}: Mean(TaskType) x 100"
+    table = Table(title=title, title_justify="left", caption=_caption(found), box=SIMPLE_HEAD)
+    shown = [at for at, column in enumerate(_header(found)) if column not in found.kinds]
+    for at in shown:
+        column = _header(found)[at]
+        left = column in ("variant", "against the baseline")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in found.rows:
-        table.add_row(*_cells(row, found), style="bold" if row.name == found.baseline else "")
+        cells = _cells(row, found)
+        table.add_row(*(cells[at] for at in shown), style="bold" if row.name == found.baseline else "")
     return Group(table, *(Text(line, style="yellow") for line in _missing(found)))
 
 

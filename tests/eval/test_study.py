@@ -6,10 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from eval.scorecard import Scorecard
 from eval.study import Study, Trial, study
-from eval.study_page import differences_svg, markdown, page, scores_svg, table_csv
+from eval.study_page import differences_svg, markdown, page, scores_svg, table_csv, terminal
 
 ITEMS = 400
 
@@ -118,3 +119,17 @@ def test_pages_hold_every_variant_and_every_failure() -> None:
     assert [line["variant"] for line in lines] == ["base", "better", "gone"]
     assert float(lines[1]["difference"]) == found.rows[1].verdict.difference  # type: ignore[union-attr]
     assert lines[1]["failed"] == "1"
+
+
+def test_a_terminal_of_80_columns_shows_every_difference_whole() -> None:
+    found = compared(base=trials(0, 3), no_instruction=trials(0.05, 3, draw=5), same=trials(0, 3, draw=9))
+    console = Console(width=80, record=True)
+    console.print(terminal(found))
+    text = console.export_text()
+    assert "…" not in text
+    for row in found.rows:
+        assert row.name in text
+        assert f"{100 * row.mean:.1f}" in text
+        if row.verdict:
+            assert f"{100 * row.verdict.difference:+.1f}" in text
+            assert f"± {100 * row.verdict.half:.1f}" in text
