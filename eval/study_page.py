@@ -26,9 +26,8 @@ def terminal(found: Study) -> RenderableType:
     """The table without the kinds of tasks, for which 80 columns have no room, and what is missing."""
     title = f"{found.name}: Mean(TaskType) x 100"
     table = Table(title=title, title_justify="left", caption=_caption(found), box=SIMPLE_HEAD)
-    shown = [at for at, column in enumerate(_header(found)) if column not in found.kinds]
-    for at in shown:
-        column = _header(found)[at]
+    shown = {at: column for at, column in enumerate(_header(found)) if column not in found.kinds}
+    for column in shown.values():
         left = column in ("variant", "against the baseline")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in found.rows:

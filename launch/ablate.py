@@ -28,6 +28,7 @@ from eval.study import Study, Trial, study
 from eval.study_page import markdown, page, table_csv
 from launch.engine import TASK_FAILED, Engine, engine_module, python_words
 from launch.local import check as check_here
+from launch.local import threads
 from launch.queue import queued
 from launch.runs import holder, read_run
 from launch.slurm import check_cluster, submit_array
@@ -224,10 +225,8 @@ class Ablation:
         for place in range(jobs):
             places.put(place)
         gpus = torch.cuda.device_count()
-        shared = {}
-        if jobs > 1:  # each would take all cores, and threads that wait for one another hold the others up tenfold
-            cores = (os.cpu_count() or 1) // (jobs * engine.ranks)
-            shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))
+        # Each would take all cores, and threads that wait for one another hold the others up tenfold.
+        shared = {"OMP_NUM_THREADS": threads(jobs * engine.ranks)} if jobs > 1 else {}
 
         def one(run: Run) -> None:
             place = places.get()

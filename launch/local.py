@@ -44,9 +44,7 @@ def run(job: Job, engine: Engine) -> int:
     check(engine)
     environment = {**engine.environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE}
     # torchrun sets it to 1 where it is not set, which leaves most of a CPU machine idle.
-    environment["OMP_NUM_THREADS"] = os.environ.get(
-        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // engine.ranks))
-    )
+    environment["OMP_NUM_THREADS"] = threads(engine.ranks)
     alone = engine.ranks == 1 and engine.port is None and "ACCELERATE_USE_FSDP" not in environment
     if alone:  # none to meet: torchrun would import torch for seconds before it starts one process
         environment |= ALONE
@@ -65,6 +63,11 @@ def run(job: Job, engine: Engine) -> int:
             console.print(f"starting again from the newest checkpoint: {left}", style="yellow", soft_wrap=True)
     console.print("[bold red]error:[/] no restart is left (--restarts); finished steps and checkpoints are kept")
     return 1
+
+
+def threads(processes: int) -> str:
+    """OMP_NUM_THREADS for each of so many processes on this machine: as it is set, else an equal share of the cores."""
+    return os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 
 
 def check(engine: Engine) -> None:

@@ -60,7 +60,7 @@ class Ledger:
             }
             self.say(name, f"done in {seconds:.1f} s")
             if share:
-                write_json(self._shared(name, fingerprint(made_from)), _placed(record, self._told_from_cache))
+                write_json(self._shared(name, record["fingerprint"]), _placed(record, self._told_from_cache))
         if record != before:
             write_json(self._path(name), record)
         self.seconds[name] = record["seconds"]
@@ -94,8 +94,8 @@ class Ledger:
             return _usable(_placed(read_json(common), lambda path: self.cache / path), made_from)
         return record, reason
 
-    def _shared(self, name: str, made_from: str) -> Path:
-        return self.cache / "steps" / f"{name}-{made_from}.json"
+    def _shared(self, name: str, digest: str) -> Path:
+        return self.cache / "steps" / f"{name}-{digest}.json"
 
     def _told_from_cache(self, path: Path) -> Path:
         return path.relative_to(self.cache) if path.is_relative_to(self.cache) else path.absolute()
