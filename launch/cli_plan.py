@@ -52,7 +52,7 @@ def plan(
     from launch.forecast import forecast
     from launch.gpus import find_gpu
     from launch.prepared import prepare_data, prepared_facts
-    from launch.shapes import Known, known_model, shape_of_size, student_shape
+    from launch.shapes import Known, known_model, known_student, shape_of_size
     from train.recipe import Recipe
 
     console = Console()
@@ -66,7 +66,7 @@ def plan(
     if teacher.shape is None and teacher_parameters is not None:
         shape = shape_of_size(round(teacher_parameters), teacher_width or 0)
         teacher = Known(shape, teacher.tokenizer, teacher.why)
-    student = student_shape(recipe.student.start, teacher, known_model)
+    student = known_student(recipe.student.start, teacher, known_model)
     found = forecast(recipe, data, teacher, student, teacher_width)
     raise typer.Exit(1 if show(console, recipe, found, kinds, gpus, mfu) else 0)
 
@@ -97,6 +97,8 @@ def show(
         for kind, on in by_kind.items():
             if on is not None and on.change:
                 console.print(f"[red]does not fit:[/] {part} on {kind.name}: needs {on.gigabytes:.1f} GB; {on.change}")
+    if found.unread:
+        console.print(f"[yellow]note:[/] {escape(found.unread)}", soft_wrap=True)
     for line in found.unknown:
         console.print(f"[yellow]unknown:[/] {escape(line)}", soft_wrap=True)
     if found.unknown and found.teacher is None and recipe.teacher.kind == "local":

@@ -17,12 +17,12 @@ from data_prep.teacher import vector_keys
 from data_prep.vectors import VectorStore, first_rows
 from embedding.embedder import TOKEN_BUDGET
 from embedding.files import read_json
-from embedding.instruction import Template
+from embedding.instruction import BARE, Template
 from embedding.tokens import append_eos, specials, tokenize
 from launch.gpus import Gpu
 from launch.shapes import Known, Shape
 from train.calibrate import CUDA_SHARE
-from train.plan import Inputs, StagePlan, check_matched, plan_stages
+from train.plan import Inputs, StagePlan, check_matched, plan_stages, unread_instructions
 from train.recipe import Recipe, Stage
 
 COUNTED = 20_000
@@ -97,6 +97,8 @@ class Forecast:
     activation_bytes: float
     """Of one token of the student in training."""
     unknown: list[str]
+    unread: str
+    """Where instructions of the sources reach no text, what to say of it."""
 
     @property
     def store_bytes(self) -> int | None:
@@ -115,7 +117,7 @@ def forecast(
     recipe: Recipe,
     data: Path,
     teacher: Known,
-    student: tuple[Shape | None, PreTrainedTokenizerBase | None],
+    student: Known,
     width: int | None,
 ) -> Forecast:
     """Count and estimate from the prepared tables in `data`; `width` is the teacher's, where its shape does not say it.
@@ -128,10 +130,10 @@ def forecast(
     distinct = first_rows(keys_N2)
     limit = getattr(recipe.teacher, "max_tokens", None) or teacher.max_tokens
     read = _lengths(texts, distinct, teacher.tokenizer, recipe.teacher.template, limit)
-    shape, tokenizer = student
+    shape, tokenizer = student.shape, student.tokenizer
     if tokenizer is not None and specials(tokenizer).eos is None and shape is not None and shape.causal:
         append_eos(tokenizer)
-    template = recipe.student.template or Template()
+    template = recipe.student.template or student.template or BARE
     plans = _plans(recipe, texts, examples)
     stored_width = recipe.teacher.store.pca or (teacher.shape.width if teacher.shape else 0) or width
     if recipe.student.projection == "none" and stored_width and shape is not None:
@@ -152,6 +154,7 @@ def forecast(
         stages=[_stage(plan, texts, examples, tokenizer, template, shape) for plan in plans],
         activation_bytes=shape.activation_bytes(torch.bfloat16) if shape else 0.0,
         unknown=unknown,
+        unread=unread_instructions(texts, template),
     )
 
 

@@ -30,7 +30,7 @@ from launch.workspace import Workspace, on_device, parameters, query_prompts
 from train.checkpoint import newest_checkpoint
 from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
-from train.plan import check_student, plan_stages
+from train.plan import check_student, plan_stages, unread_instructions
 from train.recipe import Recipe
 from train.student import finished
 
@@ -86,11 +86,9 @@ class Pipeline:
             self.at.results[step] = steps[step]() if together else from_main(steps[step])
             if step == until:
                 break
-        if rank() > 0:
-            return
-        if "train" in self.at.results:
+        if rank() == 0 and "train" in self.at.results:
             show_run(self.at.folder, self.console)
-        else:
+        elif rank() == 0:
             self._write_facts()
 
     # ---------------------------------------------------------------------------------------- text, vectors and tokens
@@ -207,6 +205,8 @@ class Pipeline:
         check_student(self.recipe.stages, student, self.at.inputs)
         self.at.free_teacher()  # its memory belongs to the training now
         if rank() == 0:
+            if unread := unread_instructions(self.at.texts, student.embedder.template):
+                self.ledger.say("", unread)
             self._write_facts()
             if self.ledger.record("train") is not None or not self.resume:
                 # The checkpoints are of a training that ended, from other inputs: there is nothing to go on from.

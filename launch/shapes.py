@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
 from train.pruning import spaced
 from train.recipe import BuiltStudent, PrunedStudent
@@ -109,6 +110,8 @@ class Known:
     """Why something is unknown."""
     max_tokens: int | None = None
     """What it reads of a text, where its folder says so."""
+    template: Template | None = None
+    """Its prompts; None: its folder is not here."""
 
 
 def known_model(model: str, revision: str | None = None, config: Path | None = None) -> Known:
@@ -126,7 +129,8 @@ def known_model(model: str, revision: str | None = None, config: Path | None = N
     folder = resolve_model(model)
     layout = read_layout(folder)
     width = layout.dense[-1].out_features if layout.dense else None
-    return replace(_known(str(folder / layout.transformer), None, width), max_tokens=layout.max_tokens)
+    known = _known(str(folder / layout.transformer), None, width)
+    return replace(known, max_tokens=layout.max_tokens, template=layout.template)
 
 
 def _known(place: str, revision: str | None, width: int | None) -> Known:
@@ -142,27 +146,25 @@ def _known(place: str, revision: str | None, width: int | None) -> Known:
         return Known(shape, None, f"{place}: no tokenizer ({str(error).splitlines()[0]})")
 
 
-def student_shape(
-    start: Any, teacher: Known, other: Callable[[str, str | None], Known]
-) -> tuple[Shape | None, PreTrainedTokenizerBase | None]:
-    """The student's shape and tokenizer, as far as they can be known; `other` reads a model that is named."""
+def known_student(start: Any, teacher: Known, other: Callable[[str, str | None], Known]) -> Known:
+    """The student's shape, tokenizer and prompts, as far as they can be known; `other` reads a model that is named."""
     if isinstance(start, BuiltStudent):
         tokenizer = teacher.tokenizer if start.tokenizer == "teacher" else other(start.tokenizer, None).tokenizer
         vocabulary = len(tokenizer) if tokenizer is not None else 0
         if not vocabulary and start.tokenizer == "teacher" and teacher.shape and teacher.shape.config:
             vocabulary = int(teacher.shape.config.vocab_size)
         if not vocabulary:
-            return None, tokenizer
+            return Known(None, tokenizer, template=Template())
         ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-        return shape_of(built_config(start, vocabulary, **ids)), tokenizer
+        return Known(shape_of(built_config(start, vocabulary, **ids)), tokenizer, template=Template())
     own = isinstance(start, PrunedStudent) and start.model == "teacher"
     source = teacher if own else other(start.model, getattr(start, "revision", None))
     if source.shape is None or source.shape.config is None or not isinstance(start, PrunedStudent):
-        return source.shape, source.tokenizer
+        return source
     config = type(source.shape.config).from_dict(source.shape.config.to_dict())
     total = int(config.num_hidden_layers)
     kept = start.layers or spaced(start.keep or total, total)  # which ones makes no difference to the size
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in kept]
-    return replace(shape_of(config), width=source.shape.width), source.tokenizer
+    return replace(source, shape=replace(shape_of(config), width=source.shape.width))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.tables import Examples, Texts, Tokens
+from embedding.instruction import Template
 from train.batches import Sampler
 from train.distributed import world_size
 from train.losses import Match, Own, asked_for
@@ -154,6 +155,17 @@ def check_matched(stages: Sequence[Stage], width: int, teacher_width: int) -> No
             f"{teacher_width}, and student.projection is none; set it to learned, make the widths equal, or take "
             "losses of similarities alone, such as gram"
         )
+
+
+def unread_instructions(texts: Texts, template: Template) -> str:
+    """What to say where sources have instructions and the student's prompts have no place for one; else ""."""
+    count = sum(bool(task) for task in texts.tasks.unique().to_pylist())
+    if not count or any("{task}" in prompt for prompt in (template.query, template.document)):
+        return ""
+    return (
+        f"the instructions of the sources ({count}) are put before no text: the student's prompts have no {{task}} "
+        f"(before a query: {template.query!r}); set student.template, or leave them out"
+    )
 
 
 def check_student(stages: Sequence[Stage], student: Student, inputs: Inputs) -> None:

@@ -92,6 +92,7 @@ def test_a_second_run_skips_everything(finished: Path) -> None:
         ("data.sources.0.limit=60", "prepare", "config.sources"),
         ("teacher.max_tokens=16", "embed", "max_tokens: expected 16, found 32"),
         ("student.max_tokens=33", "tokenize", "max_tokens: expected 33, found 32"),
+        ("student.template=null", "tokenize", "the instructions of the sources (1) are put before no text"),
         ("stages.0.learning_rate=0.002", "train", "learning_rate"),
         ("suite.max_rows=5", "evaluate", "max_rows: expected 5, found null"),
         ("tracking.log_every=1", None, ""),

@@ -10,9 +10,10 @@ from typer.testing import CliRunner, Result
 
 from embedding.embedder import Embedder
 from embedding.files import read_json
+from embedding.instruction import BARE
 from launch.cli import app
 from launch.gpus import GPUS, find_gpu
-from launch.shapes import known_model, student_shape
+from launch.shapes import known_model, known_student
 from train.calibrate import _bytes_per_token
 from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
 from train.student import Student, build_student, training_flops
@@ -51,6 +52,20 @@ def test_counts_are_those_of_a_finished_run(finished: Path) -> None:
     stored = sum(file.stat().st_size for file in Path(embed["outputs"][0]).glob("*/*") if file.suffix != ".json")
     assert f"store  {planned / 1000:.3g} kB" in result.stdout
     assert planned < stored < planned + 2_000  # Arrow's own header and footer
+
+
+def test_a_student_without_prompts_is_counted_without_them_and_its_instructions_are_said_to_be_lost(
+    finished: Path,
+) -> None:
+    def steps(result: Result) -> str:
+        return next(line for line in result.stdout.splitlines() if " steps of " in line)
+
+    with_prompt, own, bare = plan(), plan("student.template=null"), plan("student.template={query: ''}")
+    assert steps(own) == steps(bare) != steps(with_prompt), "a pruned student has its teacher's prompts: none"
+    said = "the instructions of the sources (1) are put before no text"
+    assert said in own.stdout
+    assert said in bare.stdout
+    assert said not in with_prompt.stdout
 
 
 def test_a_plan_prepares_and_finds_every_vector_missing(finished: Path) -> None:
@@ -124,7 +139,7 @@ def test_sizes_and_operations_are_those_of_the_real_model(causal: bool) -> None:
     start = BuiltStudent(layers=3, embeddings="random")
     real = build_student(StudentConfig(start=start), teacher, 0, project=False).embedder if causal else teacher
     known = known_model(TEACHER)
-    shape = student_shape(start, known, known_model)[0] if causal else known.shape
+    shape = (known_student(start, known, known_model) if causal else known).shape
     assert shape is not None
     assert shape.causal == real.causal == causal
     assert shape.parameters == sum(p.numel() for p in real.parameters())
@@ -135,11 +150,13 @@ def test_sizes_and_operations_are_those_of_the_real_model(causal: bool) -> None:
 
 def test_a_pruned_student_is_as_large_as_its_layers() -> None:
     start = PrunedStudent(layers=[0, 3])
-    shape, tokenizer = student_shape(start, known_model(TEACHER), known_model)
+    known = known_student(start, known_model(TEACHER), known_model)
+    shape = known.shape
     real = build_student(StudentConfig(start=start), Embedder.from_pretrained(TEACHER), 0, project=False)
     assert shape is not None
     assert shape.parameters == sum(p.numel() for p in real.parameters())
-    assert tokenizer is not None
+    assert known.tokenizer is not None
+    assert known.template == BARE, "the teacher's own"
 
 
 def test_activations_are_those_that_a_real_pass_keeps() -> None:
@@ -147,14 +164,14 @@ def test_activations_are_those_that_a_real_pass_keeps() -> None:
     rows = [np.full(16, 5, dtype=np.int32)] * 64
     for start in (BuiltStudent(layers=3, embeddings="random"), PrunedStudent(layers=[0, 1, 2, 3, 4, 5])):
         real: Student = build_student(StudentConfig(start=start), teacher, 0, project=False).train()
-        shape, _ = student_shape(start, known_model(TEACHER), known_model)
+        shape = known_student(start, known_model(TEACHER), known_model).shape
         assert shape is not None
         measured = _bytes_per_token(real, rows, 1024)
         assert shape.activation_bytes(torch.float32) == pytest.approx(measured, rel=0.15)
 
 
 def test_bf16_takes_less_and_norms_stay_fp32() -> None:
-    shape, _ = student_shape(BuiltStudent(embeddings="random"), known_model(TEACHER), known_model)
+    shape = known_student(BuiltStudent(embeddings="random"), known_model(TEACHER), known_model).shape
     assert shape is not None
     fp32 = shape.activation_bytes(torch.float32)
     assert 0.5 * fp32 < shape.activation_bytes(torch.bfloat16) < 0.8 * fp32
