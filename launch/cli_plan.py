@@ -45,6 +45,8 @@ def plan(
 
       eyas plan mine.yaml teacher.model=microsoft/harrier-oss-v1-27b --teacher-parameters 27e9 --teacher-width 5376
     """
+    from dataclasses import replace
+
     from rich.console import Console
 
     from embedding.config import load_config
@@ -66,6 +68,7 @@ def plan(
     if teacher.shape is None and teacher_parameters is not None:
         shape = shape_of_size(round(teacher_parameters), teacher_width or 0)
         teacher = Known(shape, teacher.tokenizer, teacher.why)
+    teacher = replace(teacher, template=recipe.teacher.template)  # which a pruned student takes over
     student = known_student(recipe.student.start, teacher, known_model)
     found = forecast(recipe, data, teacher, student, teacher_width)
     raise typer.Exit(1 if show(console, recipe, found, kinds, gpus, mfu) else 0)

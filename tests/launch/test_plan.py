@@ -66,6 +66,9 @@ def test_a_student_without_prompts_is_counted_without_them_and_its_instructions_
     assert said in own.stdout
     assert said in bare.stdout
     assert said not in with_prompt.stdout
+    prompted = plan("student.template=null", 'teacher.template={query: "Instruct: {task}\\nQuery: "}')
+    assert steps(prompted) == steps(with_prompt), "the teacher's prompts in the recipe are the student's too"
+    assert said not in prompted.stdout
 
 
 def test_a_plan_prepares_and_finds_every_vector_missing(finished: Path) -> None:
