@@ -353,7 +353,7 @@ class Embedder(nn.Module):
         try:
             self.backbone.save_pretrained(folder, state_dict=self.backbone.state_dict() | self._unused_head())
         except SafetensorError as error:
-            raise OSError(f"{folder}: cannot write the weights ({error})") from None
+            raise OSError(f"{folder}: cannot write the weights ({error}); make room for them") from None
         tell_older_readers(folder)
         limit = self.tokenizer.model_max_length
         self.tokenizer.model_max_length = self.max_tokens

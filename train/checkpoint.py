@@ -49,7 +49,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, made_from: Mapping[str
             try:
                 save_file(tensors, aside / name)
             except SafetensorError as error:
-                raise OSError(f"{path}: cannot write {name} ({error}); older checkpoints are as they were") from None
+                raise OSError(
+                    f"{path}: cannot write {name} ({error}); make room and run the same command again, older "
+                    "checkpoints are as they were"
+                ) from None
         sums = {name: sha256_file(aside / name) for name in files}
         write_manifest(aside, dict(made_from), step=checkpoint.step, facts=checkpoint.facts, sha256=sums)
     return path

@@ -99,6 +99,8 @@ def train(
     begin = found.step if found else 0
     total = plans[-1].end + (recipe.merge is not None)
     done = [] if found or not resume else _finished(job, plans)
+    if len(plans) - 1 in done and recipe.merge is None and recipe.tracking.decides:
+        done.pop()  # its evaluations, which decide what comes out, went with its checkpoints
     kept = max((plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)), default=begin)
     rate = matrix_rate(accelerator.device, torch.bfloat16 if _precision(recipe) == "bf16" else torch.float32)
     tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=kept, matrix_rate=rate * world_size())
@@ -175,6 +177,8 @@ def train(
                 tracker.say(f"stage {plan.stage.name}: {left_out} steps left out, their gradients were spikes")
         if recipe.merge is not None and begin < total and not watch.enough:
             tracker.say(f"merge: {job.merge(plans, evaluate, memory)}")
+        elif len(plans) - 1 in done and not watch.enough:
+            job.finish(plans[-1].end, job.result(plans, len(plans) - 1), memory)
     student.eval()
     return TrainReport(steps, (watch.ended or total) - steps, time.perf_counter() - start, metrics)
 
@@ -247,7 +251,7 @@ class _Job:
         return model
 
     def merge(self, plans: Sequence[StagePlan], evaluate: Evaluate | None, memory: Memory) -> str:
-        """Merge the results of stages into the student, and write that as the last checkpoint; says what was done.
+        """Merge the results of stages into the student, and finish with that; says what was done.
 
         Raises:
             ValueError: a greedy soup without a suite.
@@ -262,11 +266,14 @@ class _Job:
             return evaluate(self.watch.whole(), Ranks(world_size(), rank(), gather_objects))["eval/mean"]
 
         model, said = merged(states, merge.method, merge.weights, score if evaluate else None)
+        self.finish(plans[-1].end + 1, model, memory)
+        return said
+
+    def finish(self, step: int, model: dict[str, Tensor], memory: Memory) -> None:
+        """Put weights that no step of this process made into the student, and write them as the last checkpoint."""
         self.student.load_state_dict(self._sharded(model))
         facts = {"memory": asdict(memory), **self.watch.facts(), "ranks": world_size()}
-        step = plans[-1].end + 1
         from_main(lambda: str(save_checkpoint(self.folder, Checkpoint(step, model, {}, facts), self.made_from)))
-        return said
 
     def _sharded(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         now = self.student.state_dict()

@@ -1,5 +1,6 @@
 """Stages: what each begins from, what it leaves frozen, what a rerun finds, what is merged at the end."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,36 @@ def test_a_finished_stage_is_not_done_again_when_a_later_one_changes(
     assert "stage align: skipped, finished before" in capsys.readouterr().err
     assert (report.steps, report.resumed_from) == (2, 2)
     assert same(weights(whole), weights(rerun))
+
+
+def test_weights_whose_last_checkpoint_was_never_written_become_it(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a disk that is full just then, or a run that gives up its last stage
+    first, second = stage("align"), stage("sharpen")
+    student = build_student(student_config, teacher, 0)
+    train(make_recipe(student_config, first, second), student, inputs, tmp_path)
+    for left in ([first, second], [first]):
+        recipe = make_recipe(student_config, *left)
+        shutil.rmtree(tmp_path / "checkpoints")
+        capsys.readouterr()
+        rerun = build_student(student_config, teacher, 0)
+        report = train(recipe, rerun, inputs, tmp_path)
+        assert f"stage {left[-1].name}: skipped, finished before" in capsys.readouterr().err
+        assert (report.steps, report.resumed_from) == (0, 2 * len(left))
+        last, _ = newest_checkpoint(tmp_path / "checkpoints", checkpoint_identity(recipe, inputs))
+        assert last is not None
+        assert last.step == 2 * len(left)
+        assert same(last.model, weights(rerun))
+        assert same(last.model, weights(student)) == (len(left) == 2)
+
+    # where evaluations decide, the last stage runs again: they went with the checkpoints
+    shutil.rmtree(tmp_path / "checkpoints")
+    deciding = make_recipe(
+        student_config, first, second, tracking=TrackingConfig(checkpoint_every=1, evaluate_every=1, export="best")
+    )
+    report = train(deciding, student, inputs, tmp_path, evaluate=lambda model, ranks: {"eval/mean": 0.5})
+    assert (report.steps, report.resumed_from) == (2, 2)
 
 
 def test_branches_begin_where_they_say_and_are_merged(
