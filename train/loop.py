@@ -99,8 +99,6 @@ def train(
     begin = found.step if found else 0
     total = plans[-1].end + (recipe.merge is not None)
     done = [] if found or not resume else _finished(job, plans)
-    if len(plans) - 1 in done and recipe.merge is None and recipe.tracking.decides:
-        done.pop()  # its evaluations, which decide what comes out, went with its checkpoints
     kept = max((plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)), default=begin)
     rate = matrix_rate(accelerator.device, torch.bfloat16 if _precision(recipe) == "bf16" else torch.float32)
     tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=kept, matrix_rate=rate * world_size())
@@ -184,9 +182,11 @@ def train(
 
 
 def _finished(job: "_Job", plans: Sequence[StagePlan]) -> list[int]:
-    """The stages whose weights lie in the run's folder, made from just what they would be made from now."""
+    """The stages whose weights lie in the run's folder, made from just what they would be made from now. Where
+    evaluations decide what comes out of the last one, not that: they went with its checkpoints."""
     found = []
-    for number, plan in enumerate(plans):
+    decided = job.recipe.merge is None and job.recipe.tracking.decides
+    for number, plan in enumerate(plans[:-1] if decided else plans):
         identity = stage_identity(job.recipe, job.inputs, plans, number)
         if finished_stage(job.stages, plan.stage.name, plan.steps, identity) is not None:
             found.append(number)
