@@ -224,11 +224,12 @@ def ring(value: float | None, label: str, colour: str) -> str:
     filled = around * min(max(value or 0.0, 0.0), 1.0)
     text = "–" if value is None else f"{100 * value:.1f}"
     unit = "" if value is None else "<small>%</small>"
+    long = ' class="long"' if len(text) > 4 else ""  # 100.8 would touch the ring
     return (
         f'<div class="ring"><svg viewBox="0 0 100 100" role="img" aria-label="{escape(label)}: {text} %">'
         f'<circle cx="50" cy="50" r="42" class="track"/><circle cx="50" cy="50" r="42" class="fill" '
         f'style="stroke:var(--{colour})" stroke-dasharray="{filled:.2f} {around:.2f}"/></svg>'
-        f"<div><b>{text}{unit}</b><span>{escape(label)}</span></div></div>"
+        f"<div><b{long}>{text}{unit}</b><span>{escape(label)}</span></div></div>"
     )
 
 
