@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.shards import SUFFIX, Shard, Stored, intact, rows_of, shard_bytes, write_shard
-from embedding.files import MANIFEST, differences, read_json, read_manifest, write_json, write_manifest
+from embedding.files import MANIFEST, differences, read_json, read_manifest, stamp, write_json, write_manifest
 
 SHARDS, DAMAGED, CHECKED = "shards", "damaged", "checked.json"
 LOOKUP_KEYS = 1 << 20
@@ -179,9 +179,9 @@ class VectorStore:
         before = dict(read_json(record)) if record.is_file() else {}
         now: dict[str, list[int]] = {}
         for path in self._files():
-            stamp = _stamp(path)
-            if self._take(path, check=verify and before.get(path.name) != stamp) and verify:
-                now[path.name] = stamp
+            found = stamp(path)
+            if self._take(path, check=verify and before.get(path.name) != found) and verify:
+                now[path.name] = found
         # A store that several share may be read-only; then it is simply checked again.
         if verify and now != before and os.access(self.folder, os.W_OK):
             write_json(record, now)
@@ -302,8 +302,3 @@ def stored_as(identity: Mapping[str, Any]) -> Stored:
     """How a store of this identity keeps its numbers."""
     stored: Stored = identity.get("store", {}).get("dtype", "float16")
     return stored
-
-
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]

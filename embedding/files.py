@@ -112,6 +112,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp(path: Path) -> list[int]:
+    """[bytes, nanoseconds of the last change] of a file: what tells that it changed where reading it takes too long."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def stamps(folder: Path) -> dict[str, list[int]]:
+    """The `stamp` of every file under a folder, by its path within."""
+    return {str(path.relative_to(folder)): stamp(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def write_manifest(folder: Path, made_from: Mapping[str, Any], **facts: Any) -> None:
     """Write `folder/manifest.json`: what made the folder, its fingerprint, and any facts about the result."""
     write_json(folder / MANIFEST, {"fingerprint": fingerprint(made_from), "made_from": dict(made_from), **facts})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from embedding.files import fingerprint
+from embedding.files import fingerprint, stamp
 
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """No answer, or a refusal. The client derives its errors from those of its HTTP library, whichever that is, and lets
@@ -26,9 +26,9 @@ def cache_of(copy: Path | None) -> Iterator[None]:
     from datasets import config
 
     files = sorted(path for path in copy.rglob("*") if path.is_file())
-    stamp = fingerprint({str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
+    state = fingerprint({str(path): stamp(path) for path in files})
     before = config.HF_DATASETS_CACHE
-    config.HF_DATASETS_CACHE = Path(before) / f"mirror-{stamp}"
+    config.HF_DATASETS_CACHE = Path(before) / f"mirror-{state}"
     try:
         yield
     finally:

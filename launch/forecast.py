@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data_prep.tables import TOKENS, Examples, Texts, Tokens
+from data_prep.tables import Examples, Texts
 from data_prep.teacher import vector_keys
 from data_prep.vectors import VectorStore, first_rows
 from embedding.embedder import TOKEN_BUDGET
@@ -22,7 +21,7 @@ from embedding.tokens import append_eos, specials, tokenize
 from launch.gpus import Gpu
 from launch.shapes import Known, Shape
 from train.calibrate import CUDA_SHARE
-from train.plan import Inputs, StagePlan, check_matched, plan_stages, unread_instructions
+from train.plan import StagePlan, check_matched, foreseen, plan_stages, unread_instructions
 from train.recipe import Recipe, Stage
 
 COUNTED = 20_000
@@ -134,7 +133,7 @@ def forecast(
     if tokenizer is not None and specials(tokenizer).eos is None and shape is not None and shape.causal:
         append_eos(tokenizer)
     template = recipe.student.template or student.template or BARE
-    plans = _plans(recipe, texts, examples)
+    plans = plan_stages(recipe, foreseen(recipe, texts, examples))  # refused as training would refuse them
     stored_width = recipe.teacher.store.pca or (teacher.shape.width if teacher.shape else 0) or width
     if recipe.student.projection == "none" and stored_width and shape is not None:
         check_matched(recipe.stages, shape.width, stored_width)
@@ -173,12 +172,6 @@ def _missing(recipe: Recipe, keys_N2: np.ndarray) -> int:
         if record["made_from"]["teacher"] == asked and store.is_dir():
             absent &= VectorStore.open(store, result["identity"], result["width"]).missing(keys_N2)
     return int(absent.sum())
-
-
-def _plans(recipe: Recipe, texts: Texts, examples: Examples) -> list[StagePlan]:
-    """The stages as training will plan them, refused as training would refuse them."""
-    nothing = Tokens(pa.Table.from_batches([], schema=TOKENS), suffix=1)
-    return plan_stages(recipe, Inputs(texts, examples, nothing, lambda rows: rows))
 
 
 def _lengths(

@@ -11,7 +11,7 @@ from data_prep.search import Vectors
 from data_prep.teacher import TeacherConfig, vector_keys
 from data_prep.vectors import VectorStore
 from embedding.embedder import Embedder
-from embedding.files import fingerprint
+from embedding.files import fingerprint, stamps
 from embedding.layout import resolve_model
 from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device
@@ -34,9 +34,7 @@ def mine_negatives(at: Workspace, ledger: Ledger) -> Result:
         "seed": at.recipe.seed,
     }
     if config.model is not None:
-        files = sorted(path for path in resolve_model(config.model).rglob("*") if path.is_file())
-        # Size and time, not contents, as for a teacher's files.
-        made_from["model"] = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+        made_from["model"] = stamps(resolve_model(config.model))
 
     def work() -> Result:
         vectors, identity = _student_vectors(config, at) if config.model else (_teacher_vectors(at), None)

@@ -18,7 +18,7 @@ from data_prep.units import Share, launched_share
 from data_prep.vectors_care import rows_stored
 from embedding.config import dump_config
 from embedding.embedder import Embedder
-from embedding.files import fingerprint, new_folder, sha256_file, write_json, write_text
+from embedding.files import fingerprint, new_folder, sha256_file, stamps, write_json, write_text
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.mining import mine_negatives
@@ -59,7 +59,7 @@ class Pipeline:
         self.queries = queries
         self.at = Workspace(recipe)
         self.ledger = Ledger(self.at.folder, recipe.cache, console, on_work)
-        self._evaluates = True
+        self._until: Step = "report"
 
     def run(self, until: Step = "report") -> None:
         """Do every step up to `until` that is not finished.
@@ -69,6 +69,7 @@ class Pipeline:
         Raises:
             ValueError: something the user can mend; what is finished stays.
         """
+        self._until = until
         steps: dict[Step, Callable[[], Result]] = {
             "prepare": self.prepare,
             "embed": self.embed,
@@ -118,6 +119,8 @@ class Pipeline:
         from_main(self._notice_lost_vectors)
         made_from = from_main(self._embedding_facts)
         due = from_main(lambda: self.ledger.due("embed", made_from, share=True))
+        if due and self._until not in ("embed", "mine"):
+            from_main(self.at.foresee)
         if due and rank() > 0:
             self._embed()
         return from_main(lambda: self.ledger.step("embed", made_from, self._embed, share=True))
@@ -135,9 +138,8 @@ class Pipeline:
         config = self.recipe.teacher
         files = {}
         if isinstance(config, TeacherConfig):
-            weights = resolve_model(config.model, config.revision)
-            # Size and time, not contents: hashing a large teacher takes longer than finding that nothing is to be done.
-            files = {str(path.relative_to(weights)): _stamp(path) for path in weights.rglob("*") if path.is_file()}
+            # Not contents: hashing a large teacher takes longer than finding that nothing is to be done.
+            files = stamps(resolve_model(config.model, config.revision))
         return {"data": self.at.data.name, "teacher": config.model_dump(mode="json"), "files": files}
 
     def _embed(self) -> Result:
@@ -233,7 +235,7 @@ class Pipeline:
         if lost := int((self.at.positions_N < 0).sum()):
             self.ledger.forget("embed")
             raise ValueError(f"{self.at.store.folder}: {lost} vectors are gone; the same command computes them again")
-        if self.at.evaluable and (self._evaluates or self.recipe.tracking.evaluate_every):
+        if self.at.evaluable and (self._until in ("evaluate", "report") or self.recipe.tracking.evaluate_every):
             _ = self.at.suite
 
     @property
@@ -393,8 +395,3 @@ class Pipeline:
         write_json(self.at.folder / "summary.json", summary)
         card(self.recipe, self.at.folder, self.at.data, Path(tokens["outputs"][0]) if tokens is not None else None)
         write_text(self.at.folder / "config.yaml", dump_config(self.recipe))
-
-
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]

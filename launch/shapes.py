@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
-from train.pruning import spaced
+from train.pruning import layers_kept, spaced
 from train.recipe import BuiltStudent, PrunedStudent
 from train.student import built_config
 
@@ -163,7 +163,8 @@ def known_student(start: Any, teacher: Known, other: Callable[[str, str | None],
         return source
     config = type(source.shape.config).from_dict(source.shape.config.to_dict())
     total = int(config.num_hidden_layers)
-    kept = start.layers or spaced(start.keep or total, total)  # which ones makes no difference to the size
+    count = layers_kept(start, total)
+    kept = start.layers or spaced(count, total)  # which ones makes no difference to the size
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in kept]

@@ -14,7 +14,7 @@ from embedding.embedder import Embedder
 from embedding.instruction import Template
 from eval.suite import Suite, entries, load_suite
 from launch.steps import Result
-from train.plan import Inputs, checkpoint_identity
+from train.plan import Inputs, check_student, checkpoint_identity, foreseen, plan_stages
 from train.pruning import IMPORTANCE_TEXTS
 from train.recipe import PrunedStudent, Recipe
 from train.student import Student, build_student
@@ -109,6 +109,24 @@ class Workspace:
         start = self.recipe.student.start
         return isinstance(start, PrunedStudent) and start.by == "importance"
 
+    @property
+    def teacher_width(self) -> int | None:
+        """Of the teacher's vectors as they are stored; None: there is no teacher."""
+        if "embed" not in self.results:  # it is not known from a vector yet
+            return self.recipe.teacher.store.pca or self.teacher.width
+        width: int | None = self.results["embed"]["width"]
+        return width
+
+    def foresee(self) -> None:
+        """Refuse before the teacher's pass, which may take days, what training would refuse after it.
+
+        Raises:
+            ValueError: a stage does not fit the rows, or the student cannot be built or does not fit the stages.
+        """
+        inputs = foreseen(self.recipe, self.texts, Examples.load(self.data / "examples"), self.teacher_width or 0)
+        plan_stages(self.recipe, inputs)
+        check_student(self.recipe.stages, self.new_student(), inputs)
+
     def new_student(self) -> Student:
         """The student before training."""
         teacher = None if self.teacherless else self.teacher
@@ -117,7 +135,7 @@ class Workspace:
             self.recipe.student,
             teacher if isinstance(teacher, Embedder) else None,
             self.recipe.seed,
-            width=self.results["embed"]["width"],
+            width=self.teacher_width,
             texts=[self.texts.text(row) for row in range(measured)],
         )
 

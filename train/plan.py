@@ -1,12 +1,15 @@
 """What will be trained, checked before anything runs: every stage with its sampler and its steps."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from data_prep.tables import Examples, Texts, Tokens
+from data_prep.tables import TOKENS, Examples, Texts, Tokens
+from data_prep.teacher import NoTeacherConfig
 from embedding.instruction import Template
 from train.batches import Sampler
 from train.distributed import world_size
@@ -46,6 +49,21 @@ class StagePlan:
     def end(self) -> int:
         """Steps of the run when this stage is done."""
         return self.start + self.steps
+
+
+def foreseen(recipe: Recipe, texts: Texts, examples: Examples, width: int = 0) -> Inputs:
+    """The inputs of a run as far as they are known before its teacher's pass: for `plan_stages` and `check_student`,
+    and nothing else. Without tokens, with vectors [., width] of zeros; rows whose negatives are still to be mined have
+    their positives in their place."""
+    if recipe.mine is not None:
+        examples = copy(examples)
+        examples.negatives = examples.positives
+    nothing = Tokens(pa.Table.from_batches([], schema=TOKENS), suffix=1)
+
+    def zeros(rows: np.ndarray) -> np.ndarray:
+        return np.zeros((len(rows), width), dtype=np.float32)
+
+    return Inputs(texts, examples, nothing, None if isinstance(recipe.teacher, NoTeacherConfig) else zeros)
 
 
 def plan_stages(recipe: Recipe, inputs: Inputs) -> list[StagePlan]:

@@ -49,6 +49,22 @@ def importance(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
     return moved / tokens
 
 
+def layers_kept(start: PrunedStudent, total: int) -> int:
+    """How many of a model's `total` layers a recipe keeps.
+
+    Raises:
+        ValueError: the model has no such layers.
+    """
+    if start.layers is not None:
+        if start.layers[-1] >= total:
+            raise ValueError(f"student.start.layers {start.layers}: the model has layers 0 to {total - 1}")
+        return len(start.layers)
+    assert start.keep is not None, "the recipe demands one of the two"
+    if start.keep > total:
+        raise ValueError(f"student.start.keep {start.keep}: the model has {total} layers")
+    return start.keep
+
+
 def chosen_layers(start: PrunedStudent, source: Embedder, texts: Sequence[str]) -> list[int]:
     """The layers that a recipe keeps of a model, ascending; `texts` are what importance is measured on.
 
@@ -56,21 +72,17 @@ def chosen_layers(start: PrunedStudent, source: Embedder, texts: Sequence[str]) 
         ValueError: the model has no such layers, or importance is asked for without a text.
     """
     total = _layers(source)
+    keep = layers_kept(start, total)
     if start.layers is not None:
-        if start.layers[-1] >= total:
-            raise ValueError(f"student.start.layers {start.layers}: the model has layers 0 to {total - 1}")
         return start.layers
-    assert start.keep is not None, "the recipe demands one of the two"
-    if start.keep > total:
-        raise ValueError(f"student.start.keep {start.keep}: the model has {total} layers")
     if start.by == "top":
-        return list(range(total - start.keep, total))
+        return list(range(total - keep, total))
     if start.by == "position":
-        return spaced(start.keep, total)
+        return spaced(keep, total)
     if not texts:
         raise ValueError("student.start.by is importance, which is measured on texts: prepare the data first")
     order = np.argsort(-importance(source, texts[:IMPORTANCE_TEXTS]), kind="stable")
-    return sorted(int(layer) for layer in order[: start.keep])
+    return sorted(int(layer) for layer in order[:keep])
 
 
 def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:

@@ -155,6 +155,40 @@ def test_bad_input_is_refused_and_finished_work_stays(finished: Path, break_it: 
         assert skipped(eyas("run", "mine.yaml")) == STEPS
 
 
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("student.start.keep=9", ["student.start.keep 9", "6 layers"]),
+        ("stages.0.batch_size=512", ["stage 'match'", "batch_size 512"]),
+        ("stages.0.losses=[{kind: cosent}]", ["stage 'match'", "cosent", "rows with a score"]),
+        ("stages.0.losses=[{kind: match, widths: [512]}]", ["stage 'match'", "[512]", "384"]),
+    ],
+)
+def test_what_training_would_refuse_is_refused_before_the_teacher_s_pass(
+    finished: Path, override: str, said: list[str]
+) -> None:
+    fresh = ("mine.yaml", "name=fresh", "cache=runs/fresh", override)
+    result = eyas("run", *fresh)
+    assert result.exit_code == 2, result.output
+    assert all(part in result.stderr.splitlines()[-1] for part in said), result.stderr
+    assert (finished / "runs/fresh/data").is_dir()
+    assert not (finished / "runs/fresh/vectors").exists()
+
+    result = eyas("embed", *fresh)  # which asks for vectors alone
+    assert result.exit_code == 0, result.output
+    assert (finished / "runs/fresh/vectors").is_dir()
+
+
+def test_a_loss_of_negatives_waits_for_those_that_are_still_to_be_mined(finished: Path) -> None:
+    losses = ("stages.0.losses=[{kind: margin_mse}]", "stages.0.negatives=1", "name=fresh", "cache=runs/fresh")
+    for command in ("plan", "train"):
+        result = eyas(command, "mine.yaml", *losses)
+        assert result.exit_code == 2, result.output
+        assert "needs rows with negatives" in result.stderr.splitlines()[-1]
+        result = eyas(command, "mine.yaml", *losses, "mine={negatives: 1}")
+        assert result.exit_code == 0, result.output
+
+
 def test_dropped_rows_are_counted_by_reason(finished: Path) -> None:
     bad = [
         {"question": "Where?", "answer": " "},

@@ -125,6 +125,13 @@ def test_a_stage_that_training_would_refuse_is_refused_now(finished: Path) -> No
     )
 
 
+def test_layers_that_the_model_has_not_are_refused(finished: Path) -> None:
+    for start, said in (("keep: 9", "keep 9"), ("layers: [0, 9]", "layers [0, 9]")):
+        result = plan(f"student.start={{kind: pruned, {start}}}")
+        assert result.exit_code == 2, result.output
+        assert f"student.start.{said}" in result.stderr
+
+
 def test_an_unknown_gpu_is_refused_with_the_close_ones(finished: Path) -> None:
     result = plan("--gpu", "A100")
     assert result.exit_code == 2
