@@ -126,9 +126,9 @@ class Embedder(nn.Module):
 
     @cached_property
     def _position_offset(self) -> int:
-        """RoBERTa-like models number positions from the padding index + 1."""
+        """RoBERTa-like models (XLM-R, MPNet) number positions from the padding index + 1."""
         embeddings: Any = getattr(self.backbone, "embeddings", None)
-        has_offset = hasattr(embeddings, "create_position_ids_from_input_ids")
+        has_offset = hasattr(embeddings, "create_position_ids_from_inputs_embeds")
         return int(embeddings.padding_idx) + 1 if has_offset else 0
 
     def forward(self, input_ids_NL: Tensor, attention_mask_NL: Tensor) -> Tensor:
@@ -151,11 +151,12 @@ class Embedder(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether chunks run packed: on CUDA, in half precision (the weights' or autocast's), no attention dropout."""
+        """Whether chunks run packed: on CUDA, in half precision (the weights' or autocast's), no attention dropout, and
+        a model that takes transformers' attention (MPNet and DeBERTa have their own, which would mix the texts)."""
         dtype = computing_dtype(self.device, self.backbone.dtype)
         probe = torch.empty(0, device=self.device, dtype=dtype)
         dropout = getattr(self.backbone.config, "attention_probs_dropout_prob", 0.0) if self.training else 0.0
-        return kernel_runs(probe) and not dropout
+        return kernel_runs(probe) and not dropout and bool(self.backbone._supports_attention_backend)
 
     def _padded(self, rows: Sequence[np.ndarray]) -> Tensor:
         ids_NL, mask_NL = (x.to(self.device, non_blocking=True) for x in pad(rows, self.tokenizer.pad_token_id or 0))

@@ -1,4 +1,4 @@
-"""Real models: the teacher, and small Qwen3, Gemma3 and RoBERTa models with its tokenizer, saved and loaded again."""
+"""Real models: the teacher, and small decoders and encoders with its tokenizer, saved and loaded again."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from transformers import (
     AutoTokenizer,
     Gemma3TextConfig,
     Gemma3TextModel,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedModel,
     Qwen3Config,
     Qwen3Model,
@@ -47,7 +49,8 @@ def backbone(kind: str, **changes: Any) -> PreTrainedModel:
         layers = ["sliding_attention", "full_attention", "sliding_attention"]
         window = {"sliding_window": 8, "layer_types": layers}
         return Gemma3TextModel(Gemma3TextConfig(**shape | decoder | window | changes))
-    return RobertaModel(RobertaConfig(**shape | {"pad_token_id": 1}, num_hidden_layers=2, max_position_embeddings=514))
+    encoder = shape | {"pad_token_id": 1, "num_hidden_layers": 2, "max_position_embeddings": 514}
+    return RobertaModel(RobertaConfig(**encoder)) if kind == "roberta" else MPNetModel(MPNetConfig(**encoder))
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +61,9 @@ def teacher() -> Embedder:
 @pytest.fixture(scope="session")
 def students() -> dict[str, Embedder]:
     made = {}
-    for kind in ("qwen3", "gemma3", "roberta"):
+    for kind in ("qwen3", "gemma3", "roberta", "mpnet"):
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(TEACHER))
-        pooling = "mean" if kind == "roberta" else "last"
+        pooling = "mean" if kind in ("roberta", "mpnet") else "last"
         template = Template()
         prompts = {"query": template.prompt("query", "Find the rest of the text")}
         made[kind] = Embedder(
