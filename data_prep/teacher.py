@@ -193,6 +193,7 @@ def load_local(config: TeacherConfig) -> Embedder:
         trust_remote_code=config.trust_remote_code,
         loading=_loading(config) if placed else {},
     )
+    embedder.normalize = True  # vectors of servers and imports are normalised too, and losses take them as such
     if not placed:
         embedder = embedder.to(_device())
     return embedder.requires_grad_(False)

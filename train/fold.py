@@ -40,26 +40,29 @@ TURNS = 4
 """Of T and P. The second to fourth hold 0.3 points more of the variance (layers 0 to 3 of all-MiniLM-L6-v2)."""
 
 
-def foldable(embedder: Embedder) -> bool:
-    """Whether states enter the first layer as the LayerNorm of token + position, and leave each layer through one
-    (BERT, RoBERTa, XLM-R, MPNet)."""
-    embeddings: Any = getattr(embedder.backbone, "embeddings", None)
+def check_foldable(backbone: Any) -> None:
+    """States must enter the first layer as the LayerNorm of token + position, and leave each layer through one.
+
+    Raises:
+        ValueError: they do not: the model has no tables that could hold its lower layers.
+    """
+    embeddings = getattr(backbone, "embeddings", None)
     parts = ("word_embeddings", "position_embeddings", "LayerNorm")
-    return all(hasattr(embeddings, part) for part in parts) and hasattr(_last_norm(embedder), "bias")
+    if not all(hasattr(embeddings, part) for part in parts) or not hasattr(_last_norm(backbone), "bias"):
+        raise ValueError(
+            "student.start.fold puts lower layers into token and position embeddings under a LayerNorm, as BERT, "
+            f"RoBERTa and MPNet have them; {backbone.config.model_type} has not (and in a decoder the first "
+            "token's state belongs to its place, not to the token); set fold to false"
+        )
 
 
 def below(source: Embedder, first: int) -> Embedder:
     """The layers under `first` of a model, as a model: what `fold` reads.
 
     Raises:
-        ValueError: the model has no tables that could hold them.
+        ValueError: see `check_foldable`.
     """
-    if not foldable(source):
-        raise ValueError(
-            "student.start.fold puts lower layers into token and position embeddings under a LayerNorm, as BERT, "
-            f"RoBERTa and MPNet have them; {source.backbone.config.model_type} has not (and in a decoder the first "
-            "token's state belongs to its place, not to the token); set fold to false"
-        )
+    check_foldable(source.backbone)
     return pruned(source, range(first))
 
 
@@ -89,7 +92,7 @@ def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> floa
     Returns the share of the states' variance that the tables hold, to be logged.
     """
     tables: Any = student.backbone.embeddings
-    norm: Any = _last_norm(lower)
+    norm: Any = _last_norm(lower.backbone)
     device = student.device
     old_VD, old_MD = (
         tables.word_embeddings.weight.detach().float(),
@@ -160,6 +163,6 @@ def _held(squares: float, index_2T: Tensor, sum_VD: Tensor, sum_MD: Tensor, new_
     return 1 - (squares - 2 * crossed + fitted) / spread
 
 
-def _last_norm(embedder: Embedder) -> Any:
-    layers: Any = getattr(getattr(embedder.backbone, "encoder", None), "layer", None)
+def _last_norm(backbone: Any) -> Any:
+    layers = getattr(getattr(backbone, "encoder", None), "layer", None)
     return getattr(getattr(layers[-1] if layers else None, "output", None), "LayerNorm", None)

@@ -45,7 +45,7 @@ from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_student, checkpoint_identity, plan_stages
 from train.recipe import Recipe
 from train.spikes import SpikeGuard
-from train.stages import finished_stage, freeze, origin, save_stage, stage_identity
+from train.stages import finished_stage, freeze, frozen_in, origin, save_stage, stage_identity
 from train.start import set_start
 from train.step import Memory, TrainState, prepare_work, read_ahead, train_step
 from train.student import Student, compile_layers
@@ -129,7 +129,7 @@ def train(
     trainable = frozenset(name for name, parameter in student.named_parameters() if parameter.requires_grad)
     if accelerator.is_fsdp2 and len({tuple(plan.stage.freeze) for plan in plans}) > 1:
         raise ValueError("stages that freeze different parts need DDP, not FSDP: it shards the parameters once")
-    freeze(student, plans[0].stage.freeze, trainable)
+    freeze(student, plans[0].stage.freeze if accelerator.is_fsdp2 else frozen_in(plans[0].stage), trainable)
     wrapped = _wrap(accelerator, student)
     if found is None:
         watch.look(0, tracker)
@@ -146,7 +146,7 @@ def train(
             if not resumed:
                 job.load_origin(plans, number)
             if number and not accelerator.is_fsdp2:
-                freeze(student, plan.stage.freeze, trainable)
+                freeze(student, frozen_in(plan.stage), trainable)
                 wrapped = _wrap(accelerator, student)
             state = TrainState(
                 accelerator=accelerator,
@@ -295,6 +295,13 @@ def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
     if not accelerator.is_fsdp2:
         wrapped: torch.nn.Module = accelerator.prepare_model(student)
         return wrapped
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    # Accelerate's own policy would add up gradients, and hand vectors on, in bf16: too coarse for similarities.
+    half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    _ = student.embedder.causal  # found by a forward pass, which sharded weights do not allow outside of the whole
     # Accelerate shards a model only together with an optimizer; each stage builds its own on the sharded parameters.
     wrapped, _ = accelerator.prepare(student, torch.optim.SGD(student.parameters(), lr=0.0))
     return wrapped

@@ -53,4 +53,4 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def is_token_embedding(name: str) -> bool:
     """Whether a parameter is the table of token embeddings."""
-    return "embed_tokens" in name or "word_embeddings" in name
+    return any(part in name for part in ("embed_tokens", "word_embeddings", "tok_embeddings"))

@@ -175,6 +175,21 @@ def check_matched(stages: Sequence[Stage], width: int, teacher_width: int) -> No
         )
 
 
+def check_widths(stages: Sequence[Stage], width: int) -> None:
+    """Matryoshka widths must lie below the student's own.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for stage in stages:
+        for loss in stage.losses:
+            if any(cut >= width for cut in loss.widths):
+                raise ValueError(
+                    f"stage {stage.name!r}: {loss.kind} is asked for at the widths {loss.widths}; expected widths "
+                    f"below the student's {width}"
+                )
+
+
 def unread_instructions(texts: Texts, template: Template) -> str:
     """What to say where sources have instructions and the student's prompts have no place for one; else ""."""
     count = sum(bool(task) for task in texts.tasks.unique().to_pylist())
@@ -202,10 +217,4 @@ def check_student(stages: Sequence[Stage], student: Student, inputs: Inputs) -> 
             raise ValueError(f"stage {shortest.name!r}: {error}") from None
     if student.projection is None and inputs.vectors is not None:
         check_matched(stages, embedder.width, inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1])
-    for stage in stages:
-        for loss in stage.losses:
-            if any(width >= embedder.width for width in loss.widths):
-                raise ValueError(
-                    f"stage {stage.name!r}: {loss.kind} is asked for at the widths {loss.widths}; expected widths "
-                    f"below the student's {embedder.width}"
-                )
+    check_widths(stages, embedder.width)

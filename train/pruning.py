@@ -1,6 +1,7 @@
 """Some layers of a larger model as a student: which ones, by position or by what they do, and the smaller model."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,11 @@ def chosen_layers(start: PrunedStudent, source: Embedder, texts: Sequence[str]) 
 
 
 def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
-    """A copy of some layers of a model, everything around them unchanged."""
+    """A copy of some layers of a model, everything around them unchanged.
+
+    Raises:
+        ValueError: a layer has other parts in the place that it is to move to (the first of ModernBERT has no norm).
+    """
     config = type(source.backbone.config).from_dict(source.backbone.config.to_dict())
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
@@ -104,8 +109,11 @@ def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
         state[name] = tensor.detach().clone()
     missing, unexpected = backbone.load_state_dict(state, strict=False)
     left = [key for key in missing if not key.startswith("pooler.")]
-    assert not left, f"pruning lost {left}"
-    assert not unexpected, f"pruning kept {unexpected}"
+    if left or unexpected:
+        raise ValueError(
+            f"layers {list(layers)} of a {config.model_type} do not fit their new places "
+            f"({', '.join(left + unexpected)}); keep its first layer too (student.start.layers)"
+        )
     return Embedder(
         backbone,
         AutoTokenizer.from_pretrained(source.tokenizer.name_or_path),
@@ -113,6 +121,8 @@ def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
         max_tokens=source.max_tokens,
         template=source.template,
         prompts=source.prompts,
+        dense=deepcopy(source.heads),
+        normalize=source.normalize,
     )
 
 

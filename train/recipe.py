@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_prep.build import DataConfig
 from data_prep.mine import MineConfig
-from data_prep.teacher import AnyTeacher
+from data_prep.teacher import AnyTeacher, NoTeacherConfig
 from embedding.config import Config
 from embedding.instruction import Template
 from embedding.pooling import Pooling
@@ -291,6 +291,22 @@ class Recipe(Config):
             if stage.begin is not None and stage.begin not in names[: names.index(stage.name)]:
                 raise ValueError(f"stage {stage.name!r} begins from {stage.begin!r}, which is no earlier stage")
         return stages
+
+    @model_validator(mode="after")
+    def _measured(self) -> "Recipe":
+        averaged = [stage.name for stage in self.stages if stage.ema is not None]
+        if averaged and self.tracking.decides:
+            raise ValueError(
+                f"stage {averaged[0]!r} has ema, and tracking.export best, floor and patience go by the weights of a "
+                "step, not by their average: leave out one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mined(self) -> "Recipe":
+        if self.mine is not None and self.mine.model is None and isinstance(self.teacher, NoTeacherConfig):
+            raise ValueError("mine: teacher.kind is none, so there are no vectors to mine with; set mine.model")
+        return self
 
     @model_validator(mode="after")
     def _merged(self) -> "Recipe":

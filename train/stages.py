@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from embedding.files import differences, read_manifest
 from train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from train.losses import Match, Own
 from train.optim import is_token_embedding
 from train.plan import Inputs, StagePlan, checkpoint_identity
-from train.recipe import Frozen, Recipe
+from train.recipe import Frozen, Recipe, Stage
 
 
 def origin(plans: Sequence[StagePlan], number: int) -> int | None:
@@ -62,6 +63,13 @@ def part_of(name: str) -> Frozen:
     if name.startswith("projection."):
         return "projection"
     return "embeddings" if is_token_embedding(name) else "layers"
+
+
+def frozen_in(stage: Stage) -> list[Frozen]:
+    """The parts that a stage does not train: those of its recipe, and the projection where no loss looks through it,
+    since DDP waits for the gradient of every parameter that has one coming."""
+    looks = any(isinstance(loss, Match | Own) for loss in stage.losses)
+    return [*stage.freeze, *(() if looks else ("projection",))]
 
 
 def freeze(student: nn.Module, frozen: Sequence[Frozen], trainable: frozenset[str]) -> None:

@@ -4,6 +4,7 @@ Shapes: n texts of this rank, D student width, E teacher width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,8 @@ class Student(nn.Module):
         with torch.autocast(vectors_nD.device.type, enabled=False):
             pad = torch.nn.functional.pad
             cuts = [pad(truncate(vectors_nD, width), (0, vectors_nD.shape[1] - width)) for width in widths]
-            return vectors_nD, torch.stack([self.projection(x_nD) for x_nD in (vectors_nD, *cuts)])
+            weight_ED = self.projection.weight.float()  # FSDP2 hands it on in half precision
+            return vectors_nD, torch.stack([x_nD @ weight_ED.T for x_nD in (vectors_nD, *cuts)])
 
 
 def compile_layers(backbone: nn.Module) -> None:
@@ -111,17 +113,18 @@ def build_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_int(seed, 1) % 2**63)
         lower = []
+        named = partial(Embedder.from_pretrained, pooling=config.pooling)
         match config.start:
             case BuiltStudent() as start:
                 embedder = _built(start, config, teacher)
             case PrunedStudent() as start:
                 own = start.model == "teacher"
-                source = _present(teacher, "student.start.model") if own else Embedder.from_pretrained(start.model)
+                source = _present(teacher, "student.start.model") if own else named(start.model)
                 layers = chosen_layers(start, source, texts)
                 embedder = pruned(source, layers)
                 lower = [below(source, layers[0])] if start.fold and layers[0] > 0 else []
             case start:
-                embedder = Embedder.from_pretrained(start.model, pooling=config.pooling, revision=start.revision)
+                embedder = named(start.model, revision=start.revision)
         _apply(config, embedder)
         differ = width is not None and embedder.width != width
         student = Student(embedder, width if project and differ and config.projection != "none" else None)
@@ -183,6 +186,7 @@ def _apply(config: StudentConfig, embedder: Embedder) -> None:
     if config.max_tokens > limit:
         raise ValueError(f"student.max_tokens {config.max_tokens}: the model has positions for {limit}")
     embedder.max_tokens = config.max_tokens
+    embedder.normalize = True  # the losses compare directions, whether or not the checkpoint has a module for it
     _set_dropout(embedder.backbone, config.dropout)
     if embedder.pooling == "last" and embedder.specials.eos is None:
         append_eos(embedder.tokenizer)

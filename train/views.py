@@ -151,9 +151,11 @@ class Views:
         """
         if width in self.cuts:
             local_nE, teacher_nE = self.cuts[width], self.teacher_nE
-        else:
-            local_nE = truncate(self.local_nE, width)
-            teacher_nE = None if self.teacher_nE is None else truncate(self.teacher_nE, width)
+        else:  # nothing is matched at a width that one of the two has not
+            local_nE = truncate(self.local_nE, min(width, self.local_nE.shape[1]))
+            teacher_nE = self.teacher_nE
+            if teacher_nE is not None:
+                teacher_nE = truncate(teacher_nE, min(width, teacher_nE.shape[1]))
         return replace(self, text_ND=truncate(self.text_ND, width), local_nE=local_nE, teacher_nE=teacher_nE, cuts={})
 
 

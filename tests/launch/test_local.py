@@ -105,6 +105,17 @@ def test_two_processes_end_where_one_does_and_where_a_job_that_lost_a_rank_does(
 
 
 @pytest.mark.timeout(600)
+def test_two_processes_train_where_no_loss_looks_through_the_map(finished: Path) -> None:
+    """DDP waits for every gradient that is to come, and the map's never does."""
+    start_from = "student.start={kind: built, layers: 1, width: 32, heads: 2, kv_heads: 1, embeddings: random}"
+    losses = "stages.0.losses=[{kind: info_nce}]"
+    words = ("train", "mine.yaml", "name=contrast", start_from, losses, "stages.0.steps=4", *TRAIN)
+    end(start(*words, "--on", "local", "--procs", "2"))
+    assert read_json(Path("runs/contrast/environment.json"))["ranks"] == 2
+    assert weights("contrast").is_file()
+
+
+@pytest.mark.timeout(600)
 def test_a_job_asked_to_stop_and_one_refused_do_not_begin_again(finished: Path) -> None:
     words = ("train", "mine.yaml", "--on", "local", "--procs", "2")
     refused = start(*words, "name=refused", "stages.0.batch_size=512")

@@ -1,8 +1,10 @@
 """Stages: what each begins from, what it leaves frozen, what a rerun finds, what is merged at the end."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,10 +12,11 @@ from embedding.embedder import Embedder
 from eval.ranks import Ranks
 from train.checkpoint import newest_checkpoint
 from train.loop import train
-from train.losses import Match
+from train.losses import InfoNCE, Match
 from train.plan import Inputs, checkpoint_identity
 from train.recipe import ComputeConfig, MergeConfig, Recipe, Stage, StudentConfig, TrackingConfig
 from train.spikes import SpikeConfig
+from train.stages import frozen_in
 from train.student import Student, build_student
 from train.views import Ramp
 
@@ -56,8 +59,31 @@ def test_frozen_parts_keep_their_weights_and_the_others_do_not(
     assert not any("embed_tokens" in name for name in moved)
     assert any("layers.0" in name for name in moved)
     nothing = make_recipe(student_config, stage("none", freeze=["embeddings", "layers", "projection"]))
-    with pytest.raises(ValueError, match="leaves nothing of the student to train"):
-        train(nothing, fresh, inputs, tmp_path / "c")
+    unread = make_recipe(student_config, stage("unread", freeze=["embeddings", "layers"], losses=[InfoNCE()]))
+    for recipe in (nothing, unread):
+        with pytest.raises(ValueError, match="leaves nothing of the student to train"):
+            train(recipe, fresh, inputs, tmp_path / "c")
+
+
+def test_a_map_is_trained_only_where_a_loss_looks_through_it() -> None:
+    assert frozen_in(stage("match", losses=[InfoNCE(), Match()], freeze=["embeddings"])) == ["embeddings"]
+    assert frozen_in(stage("contrast", losses=[InfoNCE()], freeze=["embeddings"])) == ["embeddings", "projection"]
+
+
+def test_a_loss_that_matches_nothing_may_be_cut_above_the_stored_width(
+    inputs: Inputs, student_config: StudentConfig, teacher: Embedder, tmp_path: Path
+) -> None:
+    def narrow(rows: np.ndarray) -> np.ndarray:
+        assert inputs.vectors is not None
+        part = inputs.vectors(rows)[:, :16]
+        return part / np.linalg.norm(part, axis=1, keepdims=True)
+
+    recipe = make_recipe(student_config, stage("both", losses=[Match(), InfoNCE(widths=[24, 8])]))
+    student = build_student(student_config, teacher, 0, width=16)
+    before = weights(student)
+    report = train(recipe, student, replace(inputs, vectors=narrow), tmp_path / "a")
+    assert report.steps == 2
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(student).items())
 
 
 def test_a_finished_stage_is_not_done_again_when_a_later_one_changes(

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from embedding.embedder import Embedder
+from data_prep.teacher import TeacherConfig, load_teacher
+from embedding.embedder import Dense, Embedder
 from embedding.tokens import cut
 from train.lora import add_adapters
 from train.losses import Match
 from train.plan import Inputs
 from train.pruning import importance, spaced
-from train.recipe import BuiltStudent, Lora, PrunedStudent, StudentConfig
+from train.recipe import BuiltStudent, Lora, PretrainedStudent, PrunedStudent, StudentConfig
 from train.student import Student, build_student, finished, pca_projection
 
 from .conftest import docstring_rows
@@ -155,6 +156,39 @@ def test_a_projection_may_start_at_the_principal_directions_and_be_exported(
     wide = Student(teacher, 8)
     with pytest.raises(ValueError, match=r"narrower than its teacher; got 384 and 8"):
         pca_projection(wide, np.eye(8, dtype=np.float32))
+
+
+def test_a_student_s_vectors_have_unit_norm_whatever_its_checkpoint_says(teacher: Embedder, tmp_path: Path) -> None:
+    raw = build_student(StudentConfig(start=PrunedStudent(layers=[5]), max_tokens=64), teacher, 0).embedder
+    raw.normalize = False
+    raw.save_pretrained(tmp_path / "raw")
+    assert np.linalg.norm(Embedder.from_pretrained(tmp_path / "raw").encode(["a hawk"])) > 1.5
+    for start in (PretrainedStudent(model=str(tmp_path / "raw")), PrunedStudent(model=str(tmp_path / "raw"), keep=1)):
+        student = build_student(StudentConfig(start=start, max_tokens=64), teacher, 0)
+        with torch.no_grad():
+            norms = student([ROWS], 1)[0].norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones(2))
+    loaded = load_teacher(TeacherConfig(model=str(tmp_path / "raw")))
+    assert loaded.encode_ids(ROWS).shape == (2, 384)
+    np.testing.assert_allclose(np.linalg.norm(loaded.encode_ids(ROWS), axis=1), 1, rtol=1e-5)
+
+
+def test_a_pruned_student_keeps_its_source_s_heads_and_takes_the_recipe_s_pooling(
+    teacher: Embedder, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    head = Dense(384, 48, bias=False, activation="Tanh")
+    source = Embedder(teacher.backbone, teacher.tokenizer, "mean", max_tokens=64, dense=[head])
+    source.save_pretrained(tmp_path / "headed")
+    every = PrunedStudent(model=str(tmp_path / "headed"), layers=list(range(6)))
+    whole = build_student(StudentConfig(start=every, max_tokens=64, projection="none"), teacher, 0).embedder
+    assert whole.width == 48
+    np.testing.assert_allclose(whole.encode(["a hawk"]), source.encode(["a hawk"]), atol=1e-6)
+
+    teacher.backbone.save_pretrained(tmp_path / "plain")
+    teacher.tokenizer.save_pretrained(tmp_path / "plain")
+    config = StudentConfig(start=PrunedStudent(model=str(tmp_path / "plain"), keep=2), pooling="last", max_tokens=64)
+    assert build_student(config, teacher, 0).embedder.pooling == "last"
 
 
 def test_a_map_from_the_teacher_to_the_student_is_refused_with_the_reason() -> None:
