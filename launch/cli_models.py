@@ -55,14 +55,14 @@ def merge(
 def push(
     model: Annotated[Path, typer.Argument(help="A model folder, or a run's folder with model/ in it.", exists=True)],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="A new repository is not private.")] = False,
     dry_run: Annotated[Path | None, typer.Option(help="Write what would be uploaded here instead.")] = None,
 ) -> None:
     """Upload a model with its card to a hub repository, with the token that `hf auth login` stored.
 
     [bold]Examples[/]
 
-      eyas push runs/mine someone/mine --private
+      eyas push runs/mine someone/mine --public
 
       eyas push runs/mine someone/mine --dry-run upload
     """
@@ -86,7 +86,7 @@ def push(
             console.print(f"{dry_run / repository}: what would be uploaded", soft_wrap=True, highlight=False)
             return
         api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
+        api.create_repo(repository, private=not public, exist_ok=True)
         found = api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Upload of eyas")
     except HFValidationError as error:
         raise ValueError(str(error)) from None

@@ -17,7 +17,7 @@ from types import FrameType
 from rich.console import Console
 from transformers.utils import logging
 
-from data_prep.units import launched_share
+from data_prep.units import Share, launched_share
 from embedding.config import load_config
 from embedding.files import read_json
 from embedding.memory import keep_freed_memory
@@ -66,7 +66,7 @@ def drive(
     refuse_secrets(recipe.model_dump(mode="json"))
     join()
     folder = recipe.output / recipe.name
-    share = launched_share()
+    share = launched_share() if until == "embed" else Share(0, 1)
     if share.world > 1 and world_size() == 1:  # one of several that know nothing of each other: a folder each
         folder = folder / f"share-{share.rank}"
     words = redacted(["eyas", *sys.argv[1:]])

@@ -17,6 +17,8 @@ from embedding.config import CONFIGS, find_config, read_yaml, suggest
 
 ENGINES = {"local": "launch.local", "slurm": "launch.slurm", "ray": "launch.on_ray"}
 """A module with `run(job, engine) -> exit code` for each name of --on."""
+LAUNCH = "EYAS_LAUNCH"
+"""The variable that a launcher gives all processes of one command, however often it starts them again."""
 TASK_FAILED = 3
 """Exit code of a job that did all it should, but a task of its evaluation failed."""
 

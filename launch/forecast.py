@@ -21,7 +21,7 @@ from embedding.tokens import append_eos, specials, tokenize
 from launch.gpus import Gpu
 from launch.shapes import Known, Shape
 from train.calibrate import CUDA_SHARE
-from train.plan import StagePlan, check_matched, foreseen, plan_stages, unread_instructions
+from train.plan import StagePlan, check_matched, check_widths, foreseen, plan_stages, unread_instructions
 from train.recipe import Recipe, Stage
 
 COUNTED = 20_000
@@ -137,6 +137,8 @@ def forecast(
     stored_width = recipe.teacher.store.pca or (teacher.shape.width if teacher.shape else 0) or width
     if recipe.student.projection == "none" and stored_width and shape is not None:
         check_matched(recipe.stages, shape.width, stored_width)
+    if shape is not None and shape.width:
+        check_widths(recipe.stages, shape.width)
     unknown = [line for line in (teacher.why,) if line]
     if tokenizer is None:
         unknown.append(f"the student's tokenizer: its tokens are guessed at {BYTES_PER_TOKEN:g} bytes each")

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from types import FrameType
 from typing import Never
 
 from rich.console import Console
 
-from launch.engine import TASK_FAILED, Engine, Job, assignments, check_port, python_words
+from launch.engine import LAUNCH, TASK_FAILED, Engine, Job, assignments, check_port, python_words
 
 REFUSED, STOPPED, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
 """Exit codes after which a job does not begin again, beside `TASK_FAILED`: the user mends it, or starts it again."""
@@ -52,7 +53,7 @@ def run(job: Job, engine: Engine) -> int:
     if engine.dry_run:
         sys.stdout.write(f"{assignments(environment)} {shlex.join(words)}\n")
         return 0
-    os.environ.update(environment)
+    os.environ.update(environment | {LAUNCH: uuid.uuid4().hex})
     for attempt in range(engine.restarts + 1):
         code, said = _child(words) if alone else _ranks(words[1:])
         if code in (0, REFUSED, TASK_FAILED, STOPPED, INTERRUPTED):

@@ -22,11 +22,11 @@ from embedding.files import fingerprint, new_folder, sha256_file, stamps, write_
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.mining import mine_negatives
-from launch.prepared import card, prepare_data, prepared_facts
+from launch.prepared import prepare_data, prepared_facts
 from launch.runs import keep_finished
 from launch.show import show_run
 from launch.steps import Ledger, Result
-from launch.workspace import Workspace, on_device, parameters, query_prompts
+from launch.workspace import Workspace, on_device, parameters, query_prompts, write_facts
 from train.checkpoint import newest_checkpoint
 from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
@@ -70,6 +70,7 @@ class Pipeline:
             ValueError: something the user can mend; what is finished stays.
         """
         self._until = until
+        self.resume = self.resume or from_main(self.ledger.restarted)
         steps: dict[Step, Callable[[], Result]] = {
             "prepare": self.prepare,
             "embed": self.embed,
@@ -88,9 +89,13 @@ class Pipeline:
             if step == until:
                 break
         if rank() == 0 and "train" in self.at.results:
+            if until == "report":  # also where only what comes after the training was changed
+                write_text(self.at.folder / "config.yaml", dump_config(self.recipe))
             show_run(self.at.folder, self.console)
+        elif rank() == 0 and self.ledger.record("train") is None:
+            write_facts(self.at)
         elif rank() == 0:
-            self._write_facts()
+            self.ledger.say("", "config.yaml and summary.json stay those of the finished training; give another `name`")
 
     # ---------------------------------------------------------------------------------------- text, vectors and tokens
 
@@ -144,7 +149,8 @@ class Pipeline:
 
     def _embed(self) -> Result:
         teacher = self.at.teacher
-        share = Share(rank(), world_size()) if world_size() > 1 else launched_share()
+        alone = self._until == "embed" and world_size() == 1  # one of many that know nothing of each other, maybe
+        share = launched_share() if alone else Share(rank(), world_size())
         report = embed_texts(
             self.recipe.teacher, self.at.texts, self.at.cache / "vectors", embedder=teacher, share=share
         )
@@ -209,11 +215,13 @@ class Pipeline:
         if rank() == 0:
             if unread := unread_instructions(self.at.texts, student.embedder.template):
                 self.ledger.say("", unread)
-            self._write_facts()
+            write_facts(self.at)  # not before: what fails on its way leaves the folder as the last good run made it
             if self.ledger.record("train") is not None or not self.resume:
                 # The checkpoints are of a training that ended, from other inputs: there is nothing to go on from.
                 shutil.rmtree(self.at.checkpoints, ignore_errors=True)
                 self.ledger.forget("train")
+                if not self.resume:
+                    self.ledger.count_restart()
 
         def scores(model: Embedder, ranks: Ranks) -> dict[str, float]:
             from eval.evaluate import evaluate
@@ -221,7 +229,7 @@ class Pipeline:
 
             return curve_values(evaluate(model, self.at.watched, ranks=ranks))
 
-        during = scores if self.recipe.tracking.evaluate_every > 0 and self.at.evaluable else None
+        during = scores if self.at.evaluates_in_training else None
         report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=during, resume=self.resume)
         return {"outputs": [str(self.at.checkpoints)], "steps": report.resumed_from + report.steps}
 
@@ -235,7 +243,7 @@ class Pipeline:
         if lost := int((self.at.positions_N < 0).sum()):
             self.ledger.forget("embed")
             raise ValueError(f"{self.at.store.folder}: {lost} vectors are gone; the same command computes them again")
-        if self.at.evaluable and (self._until in ("evaluate", "report") or self.recipe.tracking.evaluate_every):
+        if self.at.evaluates_in_training or (self.at.evaluable and self._until in ("evaluate", "report")):
             _ = self.at.suite
 
     @property
@@ -255,10 +263,14 @@ class Pipeline:
                 raise ValueError(f"{self.at.checkpoints}: the last checkpoint is gone or damaged; run it again")
             floor = self.recipe.tracking.floor
             if floor is not None and found.facts["best"] is None:
+                measured = found.facts.get("means") is not None
+                why = "already the first evaluation was below it" if measured else "this training made no evaluation"
                 raise ValueError(
-                    f"tracking.floor {floor}: already the first evaluation was below it; no model is left; lower the "
-                    "learning rate or evaluate more often, and train with --restart"
+                    f"tracking.floor {floor}: {why}; no model is left; lower the learning rate or evaluate more often, "
+                    "and train with --restart"
                 )
+            if self._exports_best and not found.facts["best"]:
+                self.ledger.say("", "this training made no evaluation to choose by: the last checkpoint is the model")
             if self._exports_best and found.facts["best"]:
                 step = int(found.facts["best"][0])
                 found, _ = newest_checkpoint(self.at.checkpoints, self.at.training_facts(), step)
@@ -380,18 +392,3 @@ class Pipeline:
         """What each finished step was made from, as a fingerprint."""
         records = {step: self.ledger.record(step) for step in self.at.results}
         return {step: record["fingerprint"] for step, record in records.items() if record is not None}
-
-    def _write_facts(self) -> None:
-        """config.yaml, summary.json and the data card. Written when the steps before training are done: a recipe that
-        fails on its way there leaves the run folder as the last good one made it."""
-        embed, tokens = self.at.results.get("embed"), self.at.results.get("tokenize")
-        summary = dict(self.at.results["prepare"]["summary"])
-        if embed is not None:
-            summary["vectors"] = embed["vectors"] | {"longer than the teacher's max tokens": embed["cut"]}
-        if mined := self.at.results.get("mine"):
-            summary["mined"] = mined["mined"]
-        if tokens is not None:
-            summary["tokens"] = {"all": tokens["tokens"], "texts longer than the student's max tokens": tokens["cut"]}
-        write_json(self.at.folder / "summary.json", summary)
-        card(self.recipe, self.at.folder, self.at.data, Path(tokens["outputs"][0]) if tokens is not None else None)
-        write_text(self.at.folder / "config.yaml", dump_config(self.recipe))

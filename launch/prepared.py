@@ -25,6 +25,8 @@ def evaluation_texts(recipe: Recipe) -> EvaluationTexts | None:
     files = sorted(path for path in suite.folder.rglob("*.parquet")) if suite.folder else []
     contents = {str(path.relative_to(suite.folder)): sha256_file(path) for path in files if suite.folder}
     made_from = {"tasks": suite.tasks, "official": suite.official, "files": fingerprint(contents)}
+    if suite.official:  # whose texts are those that are drawn
+        made_from["drawn"] = [suite.max_rows, suite.max_documents, suite.seed]
     return EvaluationTexts(made_from, lambda: suite_texts(suite))
 
 

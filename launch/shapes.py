@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
+from train.fold import check_foldable
 from train.pruning import layers_kept, spaced
 from train.recipe import BuiltStudent, PrunedStudent
 from train.student import built_config
@@ -147,7 +148,11 @@ def _known(place: str, revision: str | None, width: int | None) -> Known:
 
 
 def known_student(start: Any, teacher: Known, other: Callable[[str, str | None], Known]) -> Known:
-    """The student's shape, tokenizer and prompts, as far as they can be known; `other` reads a model that is named."""
+    """The student's shape, tokenizer and prompts, as far as they can be known; `other` reads a model that is named.
+
+    Raises:
+        ValueError: the model it is cut from has no such layers, or no tables to fold others into.
+    """
     if isinstance(start, BuiltStudent):
         tokenizer = teacher.tokenizer if start.tokenizer == "teacher" else other(start.tokenizer, None).tokenizer
         vocabulary = len(tokenizer) if tokenizer is not None else 0
@@ -165,6 +170,10 @@ def known_student(start: Any, teacher: Known, other: Callable[[str, str | None],
     total = int(config.num_hidden_layers)
     count = layers_kept(start, total)
     kept = start.layers or spaced(count, total)  # which ones makes no difference to the size
+    first = total - count if start.by == "top" and not start.layers else kept[0]
+    if start.fold and first > 0:
+        with torch.device("meta"):
+            check_foldable(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in kept]

@@ -14,7 +14,7 @@ from pathlib import Path
 from data_prep.readers import find_files
 from embedding.config import load_config, suggest
 from embedding.files import write_text
-from launch.engine import Engine, Job, absolute, inherited_path, python_words
+from launch.engine import LAUNCH, Engine, Job, absolute, inherited_path, python_words
 from launch.queue import ask, note_jobs, queued
 from launch.runs import holder, redacted, refuse_secrets
 from train.recipe import Recipe
@@ -132,6 +132,7 @@ def render(script: Script, engine: Engine) -> str:
             *_check_nodes(script.needs),
             "# One attempt: a process per task of Slurm. When one ends with an error, its exit code is kept;",
             "# the others are ended then, with codes that say nothing.",
+            f"export {LAUNCH}=$SLURM_JOB_ID",
             f"export FIRST={shlex.quote(str(script.logs))}/exit-$SLURM_JOB_ID",
             *_attempt(engine, str(port)),
             "",

@@ -1,5 +1,6 @@
 """Which steps of a run are finished: content-addressed records, and the seconds that each step took."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from embedding.files import differences, fingerprint, read_json, write_json
+from launch.engine import LAUNCH
 from launch.show import say
 
 Result = dict[str, Any]
@@ -82,6 +84,16 @@ class Ledger:
         if record is not None:
             self._shared(name, record["fingerprint"]).unlink(missing_ok=True)
             self._path(name).unlink()
+
+    def restarted(self) -> bool:
+        """Whether an earlier process of this launch began the training again already: --restart stands in the command
+        that a launcher repeats, and counts once."""
+        launch, mark = os.environ.get(LAUNCH), self.run / "steps" / "restart.json"
+        return bool(launch) and mark.is_file() and read_json(mark) == launch
+
+    def count_restart(self) -> None:
+        """Note that the training begins anew in this launch."""
+        write_json(self.run / "steps" / "restart.json", os.environ.get(LAUNCH))
 
     def say(self, name: str, text: str) -> None:
         """One line on the terminal about a step."""

@@ -10,14 +10,21 @@ import torch
 from data_prep.tables import Examples, Texts, Tokens
 from data_prep.teacher import NoTeacherConfig, Teacher, load_teacher, vector_keys
 from data_prep.vectors import VectorStore
+from embedding.config import dump_config
 from embedding.embedder import Embedder
+from embedding.files import fingerprint, sha256_file, write_json, write_text
 from embedding.instruction import Template
+from embedding.layout import resolve_model
 from eval.suite import Suite, entries, load_suite
+from launch.prepared import card
 from launch.steps import Result
 from train.plan import Inputs, check_student, checkpoint_identity, foreseen, plan_stages
 from train.pruning import IMPORTANCE_TEXTS
-from train.recipe import PrunedStudent, Recipe
+from train.recipe import BuiltStudent, PrunedStudent, Recipe
 from train.student import Student, build_student
+
+START_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}
+"""Weights, configuration and tokenizer of a model, and not what is written about it."""
 
 
 class Workspace:
@@ -61,6 +68,7 @@ class Workspace:
         """What the student is trained on."""
         tokens = Path(self.results["tokenize"]["outputs"][0])
         made_from = {"data": self.data.name, "tokens": tokens.name, "teacher": self.results["embed"]["identity"]}
+        made_from |= self.start
         rows = self.data
         if "mine" in self.results:
             rows = Path(self.results["mine"]["outputs"][0])
@@ -97,7 +105,18 @@ class Workspace:
         """What determines the student before training, its tokenizer and template included."""
         student = self.recipe.student.model_dump(mode="json")
         facts = {"student": student, "seed": self.recipe.seed, "teacher": self.results["embed"]["identity"]}
-        return facts | ({"texts": self.data.name} if self._measured else {})
+        return facts | self.start | ({"texts": self.data.name} if self._measured else {})
+
+    @cached_property
+    def start(self) -> dict[str, str]:
+        """{"start": a digest of the files of the model that the student begins with}; {} where that is the teacher."""
+        start = self.recipe.student.start
+        name = start.tokenizer if isinstance(start, BuiltStudent) else start.model
+        if name == "teacher":
+            return {}
+        folder = resolve_model(name, getattr(start, "revision", None))
+        files = sorted(path for path in folder.rglob("*") if path.suffix in START_FILES)
+        return {"start": fingerprint({str(path.relative_to(folder)): sha256_file(path) for path in files})}
 
     @property
     def teacherless(self) -> bool:
@@ -111,9 +130,9 @@ class Workspace:
 
     @property
     def teacher_width(self) -> int | None:
-        """Of the teacher's vectors as they are stored; None: there is no teacher."""
+        """Of the teacher's vectors as they are stored; None: there is no teacher, or nobody knows yet."""
         if "embed" not in self.results:  # it is not known from a vector yet
-            return self.recipe.teacher.store.pca or self.teacher.width
+            return self.recipe.teacher.store.pca or self.teacher.width or None  # an imported teacher does not say
         width: int | None = self.results["embed"]["width"]
         return width
 
@@ -125,6 +144,7 @@ class Workspace:
         """
         inputs = foreseen(self.recipe, self.texts, Examples.load(self.data / "examples"), self.teacher_width or 0)
         plan_stages(self.recipe, inputs)
+        _ = self.evaluates_in_training
         check_student(self.recipe.stages, self.new_student(), inputs)
 
     def new_student(self) -> Student:
@@ -152,6 +172,20 @@ class Workspace:
         suite = self.recipe.suite
         return bool(suite.folder or suite.official or entries(self.evaluation_data))
 
+    @property
+    def evaluates_in_training(self) -> bool:
+        """Whether the training needs scores: on its way, or for a greedy soup at its end.
+
+        Raises:
+            ValueError: something is decided by scores, and there is nothing to evaluate on.
+        """
+        tracking, merge = self.recipe.tracking, self.recipe.merge
+        greedy = merge is not None and merge.method == "greedy"
+        if (tracking.decides or greedy) and not self.evaluable:
+            what = "merge.method greedy" if greedy else "tracking.export best, floor or patience"
+            raise ValueError(f"{what} goes by scores, and no pairs are held out to evaluate on: set suite.folder")
+        return self.evaluable and (tracking.evaluate_every > 0 or greedy)
+
     @cached_property
     def suite(self) -> Suite:
         """The evaluation suite, loaded."""
@@ -178,6 +212,21 @@ class Workspace:
         return None
 
 
+def write_facts(at: Workspace) -> None:
+    """config.yaml, summary.json and the data card of a run whose steps before the training are done."""
+    embed, tokens = at.results.get("embed"), at.results.get("tokenize")
+    summary = dict(at.results["prepare"]["summary"])
+    if embed is not None:
+        summary["vectors"] = embed["vectors"] | {"longer than the teacher's max tokens": embed["cut"]}
+    if mined := at.results.get("mine"):
+        summary["mined"] = mined["mined"]
+    if tokens is not None:
+        summary["tokens"] = {"all": tokens["tokens"], "texts longer than the student's max tokens": tokens["cut"]}
+    write_json(at.folder / "summary.json", summary)
+    card(at.recipe, at.folder, at.data, Path(tokens["outputs"][0]) if tokens is not None else None)
+    write_text(at.folder / "config.yaml", dump_config(at.recipe))
+
+
 def on_device(model: Embedder) -> Embedder:
     """The model on the GPU, where there is one."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -189,9 +238,14 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def query_prompts(inputs: Inputs, template: Template) -> dict[str, str]:
-    """The prompts that a saved model names: each source's, as its first row has it, and `query`, the largest one's."""
-    examples, texts, prompts = inputs.examples, inputs.texts, {}
+    """The prompts that a saved model names: each source's, as its first row has it, and `query`, that of the largest
+    source with queries; single texts stand on the side of documents."""
+    examples, texts = inputs.examples, inputs.texts
+    prompts: dict[str, str] = {}
+    query: dict[str, str] = {}
     for source in np.argsort(-np.bincount(examples.sources), kind="stable"):
         row = int(examples.queries[np.argmax(examples.sources == source)])
-        prompts[examples.source_names[source]] = template.prompt(texts.role(row), texts.task(row))
-    return {"query": next(iter(prompts.values())), **prompts}
+        prompt = prompts[examples.source_names[source]] = template.prompt(texts.role(row), texts.task(row))
+        if texts.role(row) == "query":
+            query.setdefault("query", prompt)
+    return query | prompts

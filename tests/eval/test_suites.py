@@ -132,6 +132,11 @@ def test_official_tasks_come_from_a_copy_of_the_hub_and_become_smaller(mirror: P
     }
     assert sizes["STSBenchmark"]["test"] == 5
     assert sizes["SprintDuplicateQuestions"]["test"] == 5
+    whole = evaluate(teacher, load_suite(SuiteConfig(official=names[3:4], mirror=mirror)))
+    assert not failures(whole), "all pairs in one row"
+    outcome = whole["tasks"]["SprintDuplicateQuestions"]["outcomes"][0]
+    assert outcome["gold"] == [n % 2 for n in range(len(PAIRS))]
+    assert len(outcome["predicted"]) == len(PAIRS)
     search = next(entry for entry in suite.tasks if entry.name == "ArguAna").task.dataset["default"]["test"]  # type: ignore[index]
     assert (len(search["queries"]), len(search["corpus"])) == (5, 8)
 

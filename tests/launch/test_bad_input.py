@@ -196,9 +196,9 @@ def test_dropped_rows_are_counted_by_reason(finished: Path) -> None:
         {"question": None, "answer": "x"},
     ]
     write_rows(Path("faq.jsonl"), [*ROWS, *bad])
-    result = eyas("prepare", "mine.yaml", "data.sources.0.on_error=drop")
+    result = eyas("prepare", "mine.yaml", "name=new", "data.sources.0.on_error=drop")
     assert result.exit_code == 0, result.output
-    source = read_json(RUN / "summary.json")["sources"]["faq"]
+    source = read_json(Path("runs/new/summary.json"))["sources"]["faq"]
     assert source["rows"] == len(ROWS) + 3
     reasons = ("'answer' is empty", "'question' is int, expected text", "'question' is null, expected text")
     assert [source["dropped"][reason] for reason in reasons] == [1, 1, 1]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
@@ -20,6 +21,7 @@ from benchmarks.eval_speed import share_of_training
 from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import read_json
+from launch.engine import LAUNCH
 from tests.launch.conftest import INSTRUCTION, RUN, STEPS, contents, eyas, questions_and_answers, skipped, write_rows
 from train.recipe import Recipe
 
@@ -149,6 +151,93 @@ def test_restart_trains_from_the_beginning(finished: Path) -> None:
     assert skipped(result) == [step for step in STEPS if step not in ("train", "report")]
     assert "resumed" not in result.output
     assert {name: found for name, found in contents(RUN / "model").items() if name != "README.md"} == before
+
+
+def test_a_restarted_training_that_its_launcher_starts_again_goes_on(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LAUNCH, "17")
+    words = ("train", "mine.yaml", "stages.0.steps=3", "tracking.checkpoint_every=1", "--restart")
+    assert "train" not in skipped(eyas(*words))
+    (RUN / "steps" / "train.json").unlink()  # as if it had been killed after its last checkpoint
+    assert "resumed from step 3" in eyas(*words).output
+    monkeypatch.setenv(LAUNCH, "18")
+    assert "train" not in skipped(again := eyas(*words))
+    assert "resumed" not in again.output
+
+
+def test_a_finished_run_keeps_its_own_recipe_and_counts_until_it_is_trained_otherwise(finished: Path) -> None:
+    before = {name: (RUN / name).read_bytes() for name in ("config.yaml", "summary.json")}
+    result = eyas("prepare", "mine.yaml", "data.sources.0.limit=20")
+    assert result.exit_code == 0, result.output
+    assert "stay those of the finished training" in result.output
+    assert {name: (RUN / name).read_bytes() for name in before} == before
+    assert eyas("run", "mine.yaml", "suite.max_rows=9").exit_code == 0
+    assert "max_rows: 9" in (RUN / "config.yaml").read_text(), "scorecard and report are of this suite now"
+
+
+def test_a_task_of_an_array_runs_whole_and_only_embedding_is_shared(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TASK_ID": "1", "TASK_MIN": "0", "TASK_COUNT": "2"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
+    assert eyas("run", "mine.yaml", "name=task", "cache=runs/fresh").exit_code == 0
+    assert read_json(Path("runs/task/run.json"))["state"] == "done"
+    assert (Path("runs/task") / "report.html").is_file()
+    assert not (Path("runs/task") / "share-1").exists()
+    assert eyas("embed", "mine.yaml", "name=share", "cache=runs/shared").exit_code == 0
+    assert (Path("runs/share") / "share-1" / "run.json").is_file()
+
+
+def test_the_student_is_trained_again_when_what_it_starts_from_changed(finished: Path) -> None:
+    shutil.copytree(RUN / "model", "before")
+    words = ("run", "mine.yaml", "name=next", "student.start={kind: pretrained, model: ./before}")
+    assert skipped(eyas(*words)) == ["prepare", "embed"]
+    assert skipped(eyas(*words)) == STEPS
+    Path("before/README.md").write_text("another card")
+    assert skipped(eyas(*words)) == STEPS
+    model = Embedder.from_pretrained("before")
+    with torch.no_grad():
+        model.backbone.get_input_embeddings().weight.mul_(1.01)
+    shutil.rmtree("before")
+    model.save_pretrained(Path("before"))
+    assert skipped(eyas(*words)) == ["prepare", "embed"]
+
+
+def test_the_query_prompt_is_that_of_queries_where_single_texts_are_more(finished: Path) -> None:
+    write_rows(Path("texts.jsonl"), [{"text": f"A single text about number {n}."} for n in range(300)])
+    recipe = yaml.safe_load(Path("mine.yaml").read_text())
+    recipe["data"]["sources"].append({"kind": "jsonl", "path": "texts.jsonl", "text": "text"})
+    recipe["student"]["template"]["document"] = "passage: "
+    Path("mixed.yaml").write_text(yaml.safe_dump(recipe))
+    assert eyas("train", "mixed.yaml", "name=mixed").exit_code == 0
+    prompts = Embedder.from_pretrained("runs/mixed/model").prompts
+    assert prompts["query"] == prompts["faq"] == f"Instruct: {INSTRUCTION}\nQuery: "
+    assert prompts["texts"] == "passage: "
+
+
+def test_what_goes_by_scores_is_refused_where_there_are_none(finished: Path) -> None:
+    bare = ("mine.yaml", "name=bare", "data.heldout.share=0")
+    result = eyas("train", *bare, "tracking.evaluate_every=0.5", "tracking.floor=0.9")
+    assert result.exit_code == 2, result.output
+    assert "export best, floor or patience goes by scores, and no pairs are held out" in result.stderr.splitlines()[-1]
+    result = eyas("train", "mine.yaml", "tracking.evaluate_every=0.5", "tracking.patience=2", "stages.0.ema=0.9")
+    assert result.exit_code == 2
+    assert "has ema, and tracking.export best, floor and patience go by" in result.stderr
+
+
+def test_a_greedy_soup_is_made_without_evaluations_on_the_way(finished: Path) -> None:
+    recipe = yaml.safe_load(Path("mine.yaml").read_text())
+    match = recipe["stages"][0]
+    recipe["stages"] = [match, {**match, "name": "a", "begin": "match"}, {**match, "name": "b", "begin": "match"}]
+    recipe |= {"name": "soup", "merge": {"of": ["a", "b"], "method": "greedy"}}
+    Path("soup.yaml").write_text(yaml.safe_dump(recipe))
+    result = eyas("train", "soup.yaml", "name=bare", "data.heldout.share=0")
+    assert result.exit_code == 2, result.output
+    assert "merge.method greedy goes by scores" in result.stderr.splitlines()[-1]
+    result = eyas("train", "soup.yaml")
+    assert result.exit_code == 0, result.output
+    assert "greedy soup of" in result.output
 
 
 @pytest.mark.parametrize("command, last", [("prepare", "prepare"), ("embed", "embed"), ("train", "export")])

@@ -132,6 +132,17 @@ def test_layers_that_the_model_has_not_are_refused(finished: Path) -> None:
         assert f"student.start.{said}" in result.stderr
 
 
+def test_a_decoder_s_layers_cannot_be_folded_and_widths_must_be_smaller(finished: Path) -> None:
+    Gemma3TextConfig(**GEMMA_27B).save_pretrained("gemma")
+    start = "student.start={kind: pruned, keep: 3, by: top, fold: true}"
+    result = plan(HUB, start, "--teacher-config", "gemma/config.json")
+    assert result.exit_code == 2, result.output
+    assert "gemma3_text has not" in " ".join(result.stderr.split())
+    result = plan("stages.0.losses=[{kind: match, widths: [384]}]")
+    assert result.exit_code == 2, result.output
+    assert "below the student's 384" in " ".join(result.stderr.split())
+
+
 def test_an_unknown_gpu_is_refused_with_the_close_ones(finished: Path) -> None:
     result = plan("--gpu", "A100")
     assert result.exit_code == 2

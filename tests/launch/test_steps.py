@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from embedding.files import read_json
+from launch.engine import LAUNCH
 from launch.steps import Ledger
 
 
@@ -54,6 +55,20 @@ def test_a_changed_input_runs_it_again_and_says_which(tmp_path: Path, console: C
     text = console.export_text()
     assert 'teacher.model: expected "b", found "a"' in text
     assert "teacher.width" not in text
+
+
+def test_a_restart_counts_once_in_a_launch(tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = ledger(tmp_path, console)
+    monkeypatch.delenv(LAUNCH, raising=False)
+    assert not steps.restarted()
+    steps.count_restart()
+    assert not steps.restarted(), "no launcher: every command is its own"
+    monkeypatch.setenv(LAUNCH, "17")
+    assert not steps.restarted()
+    steps.count_restart()
+    assert steps.restarted(), "the launcher has begun it again after a loss"
+    monkeypatch.setenv(LAUNCH, "18")
+    assert not steps.restarted()
 
 
 def test_a_lost_output_is_made_again(tmp_path: Path, console: Console) -> None:
