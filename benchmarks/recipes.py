@@ -220,7 +220,8 @@ class Experiment:
         if not path.is_file():
             name = f"pace-{path.stem}"
             steps = 2 * SMOKE_STEPS if self.smoke else steps
-            run = self.command("train", name, f"stages.0.steps={steps}")
+            # From its first step, also after a kill: timings.json holds the seconds of the last process alone.
+            run = self.command("train", name, f"stages.0.steps={steps}", "--restart")
             write_json(path, self._measured(run, name, steps).__dict__)
         return Pace(**read_json(path))
 

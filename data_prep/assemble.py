@@ -22,8 +22,10 @@ from data_prep.examine import Examined, Shared, batches, examine
 from data_prep.filters import FilterConfig
 from data_prep.near_duplicates import BANDS, NUMBER, candidates, representatives, similarities
 from data_prep.rows import Numbered, Row
-from data_prep.tables import EXAMPLES, TEXTS, Ragged, write_table
+from data_prep.tables import EXAMPLES, TEXTS, Ragged, pieces, write_table
 
+BATCH_ROWS = 1 << 24
+"""Examples in a batch of the table that is written."""
 FEWEST = 2
 """Pairs that a task needs at the least."""
 _SPILL = pa.schema([("role", pa.string()), ("task", pa.string()), ("text", pa.large_string()), ("lang", pa.string())])
@@ -245,15 +247,23 @@ class Selection:
             used_T[rows] = True
         new_T = np.cumsum(used_T) - 1
         write_table(folder / "texts", TEXTS, self._text_batches(np.flatnonzero(used_T)))
-        examples = [
-            pa.array(new_T[self.queries_M[kept]]),
-            Ragged(positives.offsets, new_T[positives.values]).to_arrow(),
-            Ragged(negatives.offsets, new_T[negatives.values]).to_arrow(),
-            pa.array(np.asarray(self.assembly.scores)[kept]),
-            pa.array(np.asarray(self.assembly.groups)[kept]),
-            pa.array(names, pa.string()).take(pa.array(self.sources_M[kept])),
-        ]
-        write_table(folder / "examples", EXAMPLES, [pa.record_batch(examples, schema=EXAMPLES)])
+        scores_M, groups_M = np.asarray(self.assembly.scores), np.asarray(self.assembly.groups)
+
+        def batch(part: np.ndarray) -> pa.RecordBatch:
+            sides = (side.take(part) for side in (positives, negatives))
+            rows = kept[part]
+            columns = [
+                pa.array(new_T[self.queries_M[rows]]),
+                *(Ragged(side.offsets, new_T[side.values]).to_arrow() for side in sides),
+                pa.array(scores_M[rows]),
+                pa.array(groups_M[rows]),
+                pa.array(names, pa.string()).take(pa.array(self.sources_M[rows])),
+            ]
+            return pa.record_batch(columns, schema=EXAMPLES)
+
+        # A column of names in one batch holds 2 GiB of them. No rows make one empty batch.
+        batches = (batch(part) for part in pieces(len(kept), BATCH_ROWS)) if len(kept) else [batch(kept)]
+        write_table(folder / "examples", EXAMPLES, batches)
         return int(used_T.sum()), len(kept)
 
     def _text_batches(self, used: np.ndarray) -> Iterator[pa.RecordBatch]:

@@ -30,7 +30,7 @@ from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, n
 from embedding.config import Config
 from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
 
-FORMAT = 4
+FORMAT = 5
 """Raised when the same sources would give other tables; part of the fingerprint."""
 SHORT = "short texts that equal an evaluation text"
 """Fact of a source: how many of its texts stay for being short (`DecontaminationConfig.least_chars`)."""

@@ -3,8 +3,19 @@
 import hashlib
 import re
 import unicodedata
+from functools import cache
 
 _GAPS = re.compile(r"[\W_]+")
+"""For ASCII."""
+
+
+@cache
+def _any_gaps() -> re.Pattern[str]:
+    """For any script. To Python's `\\w` the vowel signs of Indic and Thai letters, which tell words apart, are no part
+    of a word."""
+    codes = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))  # all marks of Unicode 16 lie there
+    marks = "".join(chr(code) for code in codes if unicodedata.category(chr(code))[0] == "M")
+    return re.compile(f"(?:[^\\w{marks}]|_)+")
 
 
 def normal_form(text: str) -> str:
@@ -12,8 +23,9 @@ def normal_form(text: str) -> str:
 
     A text of punctuation alone keeps its characters, so that `==` and `!=` stay different texts.
     """
-    folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return _GAPS.sub(" ", folded).strip() or folded.strip()
+    ascii_only = text.isascii()
+    folded = text.casefold() if ascii_only else unicodedata.normalize("NFKC", text).casefold()
+    return (_GAPS if ascii_only else _any_gaps()).sub(" ", folded).strip() or folded.strip()
 
 
 def digest(text: str) -> int:

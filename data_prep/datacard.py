@@ -128,7 +128,7 @@ def _sources(
 
 
 def _languages(texts: Texts, lengths_N: np.ndarray, unit: str) -> Table:
-    encoded = texts.langs.combine_chunks().dictionary_encode()
+    encoded = texts.langs.dictionary_encode().combine_chunks()
     codes_N, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     rows = []
     for code in np.argsort(-np.bincount(codes_N, minlength=len(names)))[:MOST_LANGUAGES].tolist():

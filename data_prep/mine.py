@@ -26,7 +26,7 @@ from data_prep.tables import EXAMPLES, Examples, Ragged, Texts, pieces, write_ta
 from embedding.config import Config
 from embedding.files import fingerprint, new_folder, read_manifest, write_manifest
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same inputs would give other negatives; part of the fingerprint."""
 BLOCK_BYTES, BLOCK_ROWS, BLOCK_CANDIDATES = 16 << 20, 4_096, 1 << 19
 """Queries in float32, rows, and candidates looked at at a time, at most."""
@@ -179,7 +179,7 @@ class Miner:
     def _pools(self) -> Iterator[Pool]:
         """By source, or all sources together; documents under different prompts apart, and large groups too."""
         examples, rows = self.examples, self.rows
-        roles, tasks = (column.combine_chunks().dictionary_encode() for column in (self.texts.roles, self.texts.tasks))
+        roles, tasks = (column.dictionary_encode().combine_chunks() for column in (self.texts.roles, self.texts.tasks))
         prompt_N = roles.indices.to_numpy() * max(len(tasks.dictionary), 1) + tasks.indices.to_numpy()
         single = np.flatnonzero(examples.positives.counts == 0)
         sides = [(side.owners, side.values) for side in (examples.positives, examples.negatives)]

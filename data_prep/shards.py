@@ -39,12 +39,15 @@ class Shard(NamedTuple):
         """Map a shard's file; nothing is read until it is touched, and no file descriptor stays open.
 
         Raises:
-            OSError, pyarrow.ArrowInvalid: the file is not there, or is no whole Arrow file.
+            OSError, pyarrow.ArrowInvalid: the file cannot be mapped, or is no whole Arrow file of one batch.
         """
         with pa.memory_map(str(path)) as file:
-            table = pa.ipc.open_stream(file).read_all()
-        vectors = table["vector"].combine_chunks()
-        scale = table["scale"].to_numpy() if "scale" in table.column_names else None
+            batches = pa.ipc.open_stream(file).read_all().to_batches()
+        if len(batches) != 1:
+            raise pa.ArrowInvalid(f"{path}: expected one batch, found {len(batches)}")
+        table = batches[0]  # columns of a table are joined from their chunks, which copies even a single one
+        vectors = table["vector"]
+        scale = table["scale"].to_numpy() if "scale" in table.schema.names else None
         high, low = table["key_hi"].to_numpy(), table["key_lo"].to_numpy()
         return cls(high, low, vectors.values.to_numpy().reshape(-1, vectors.type.list_size), scale)
 

@@ -177,6 +177,12 @@ def load_local(config: TeacherConfig) -> Embedder:
     Raises:
         ValueError: see `Embedder.from_pretrained`; or weights in fewer bits without a GPU.
     """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    if config.spread == "layers" and processes > 1:
+        raise ValueError(
+            f"teacher.spread layers lays one teacher over all GPUs of a machine, and {processes} processes are started "
+            "on it: embed with one (`eyas embed RECIPE`), then train with several"
+        )
     placed = config.spread == "layers" or config.quantization != "none"
     if placed and not torch.cuda.is_available():
         raise ValueError(
@@ -194,7 +200,9 @@ def load_local(config: TeacherConfig) -> Embedder:
         loading=_loading(config) if placed else {},
     )
     embedder.normalize = True  # vectors of servers and imports are normalised too, and losses take them as such
-    if not placed:
+    if placed:
+        embedder.dense.to(embedder.device)  # transformers has placed the backbone alone
+    else:
         embedder = embedder.to(_device())
     return embedder.requires_grad_(False)
 

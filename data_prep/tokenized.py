@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from data_prep.tables import TOKENS, Ragged, Texts, Tokens, pieces, write_table
+from data_prep.tables import TOKENS, Ragged, Texts, Tokens, write_table
+from data_prep.units import cut_units, text_bytes
 from embedding.files import new_folder, read_manifest, write_manifest
 from embedding.instruction import Template
 from embedding.tokens import specials, tokenize
-
-BATCH_TEXTS = 20_000
 
 
 def tokens_fingerprint(data: Path, tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, Any]:
@@ -46,8 +45,8 @@ def tokenize_texts(data: Path, tokenizer: PreTrainedTokenizerBase, template: Tem
 
 
 def _batches(texts: Texts, tokenizer: PreTrainedTokenizerBase, template: Template) -> Iterator[pa.RecordBatch]:
-    for rows in pieces(len(texts), BATCH_TEXTS):
-        prompts, raw = texts.prompted(template, rows)
+    for span in cut_units(text_bytes(texts)):  # long texts take much memory while they are tokenized
+        prompts, raw = texts.prompted(template, np.arange(span.start, span.stop))
         ids = tokenize(tokenizer, prompts, raw)
         column = Ragged.of(np.concatenate(ids), np.array([len(row) for row in ids], dtype=np.int64)).to_arrow()
         yield pa.record_batch([column], schema=TOKENS)

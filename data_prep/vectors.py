@@ -12,6 +12,7 @@ and two writers of the same vectors write the same file. Nothing else is shared,
 Shapes: N keys, E width of the stored vectors.
 """
 
+import errno
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ from embedding.files import MANIFEST, differences, read_json, read_manifest, sta
 SHARDS, DAMAGED, CHECKED = "shards", "damaged", "checked.json"
 LOOKUP_KEYS = 1 << 20
 """Keys looked up at a time: bounds the memory of a lookup."""
+MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
+"""Errors of a machine that has no more of something, or forbids it: no sign of damage."""
 ABANDONED_SECONDS = 3_600.0
 """A file that a writer had aside for so long belongs to nobody: writing a shard takes seconds."""
 
@@ -45,7 +48,11 @@ class VectorStore:
         """Damaged shards found on opening, as they are called in `damaged/`; their vectors count as missing."""
         self._shards: list[Shard] = []
         self._names: set[str] = set()
-        self._index: _Index | None = None
+        self._starts = np.zeros(1, dtype=np.int64)
+        """The position of each shard's first row, and of the end: [shards + 1]."""
+        self._indexes: list[_Index] = []
+        """Of consecutive shards, the first ones the largest: to sort all keys again for every shard that comes would
+        take longer than to embed one, so indexes are merged only with those of their own size."""
         self._lock = threading.Lock()
         """One thread may append while another looks up."""
 
@@ -90,12 +97,13 @@ class VectorStore:
 
     def __len__(self) -> int:
         """Vectors that can be read; a key that two writers both computed counts once."""
-        return len(self._indexed().high)
+        first, *others = self._indexed() or [_Index.of([], np.zeros(1, dtype=np.int64))]
+        return len(first.high) + sum(int((self._found(index.keys(), i) < 0).sum()) for i, index in enumerate(others, 1))
 
     @property
     def index_bytes(self) -> int:
         """Memory of the index of keys: 16 bytes a vector."""
-        return self._indexed().high.nbytes + self._indexed().position.nbytes
+        return sum(index.high.nbytes + index.position.nbytes for index in self._indexed())
 
     @property
     def vector_bytes(self) -> int:
@@ -124,7 +132,7 @@ class VectorStore:
 
     def read(self, positions_N: np.ndarray) -> np.ndarray:
         """The vectors at positions that `locate` gave: float32 [N, E]."""
-        starts = self._indexed().starts
+        starts = self._starts
         assert len(positions_N) == 0 or (positions_N.min() >= 0 and positions_N.max() < starts[-1])
         out_NE = np.empty((len(positions_N), self.width), dtype=np.float32)
         for shard, mine, rows in _by_shard(positions_N, starts):
@@ -190,7 +198,14 @@ class VectorStore:
         """Add a file, or set it aside where it is damaged; returns whether it is sound."""
         try:
             shard = Shard.map(path) if not check or intact(path) else None
-        except (OSError, KeyError, pa.ArrowInvalid):
+        except (KeyError, pa.ArrowInvalid):
+            shard = None
+        except OSError as error:
+            if error.errno in MACHINE:  # nothing is wrong with the shard
+                said = (
+                    f"{os.strerror(error.errno)}; {len(self._shards):,} shards are open, each a map (vm.max_map_count)"
+                )
+                raise OSError(error.errno, said, str(path)) from error
             shard = None
         if shard is not None and len(shard.high_N) == rows_of(path) and shard.vectors_NE.shape[1] == self.width:
             self._add(path.name, shard)
@@ -209,49 +224,49 @@ class VectorStore:
             if name not in self._names:
                 self._names.add(name)
                 self._shards.append(shard)
-                self._index = None
+                self._starts = np.append(self._starts, self._starts[-1] + len(shard.high_N))
 
     # ----------------------------------------------------------------------------------------------------- the index
 
-    def _indexed(self) -> "_Index":
+    def _indexed(self) -> "list[_Index]":
         with self._lock:
-            if self._index is None:
-                self._index = _Index.of(self._shards)
-            return self._index
+            done = sum(len(index.shards) for index in self._indexes)
+            if done < len(self._shards):
+                new = _Index.of(self._shards[done:], self._starts[done:])
+                while self._indexes and 2 * len(new.high) >= len(self._indexes[-1].high):
+                    done -= len(self._indexes.pop().shards)
+                    new = _Index.of(self._shards[done:], self._starts[done:])
+                self._indexes.append(new)
+            return list(self._indexes)
 
     def _locate(self, keys_N2: np.ndarray) -> np.ndarray:
-        index = self._indexed()
+        return self._found(keys_N2, len(self._indexed()))
+
+    def _found(self, keys_N2: np.ndarray, indexes: int) -> np.ndarray:
+        """The positions of keys by the first so many indexes: int64 [N]; -1 where they have them not."""
         found_N = np.full(len(keys_N2), -1, dtype=np.int64)
-        high_N, low_N = np.ascontiguousarray(keys_N2[:, 0]), keys_N2[:, 1]
-        place_N = np.searchsorted(index.high, high_N)
-        open_N = np.arange(len(keys_N2))
-        # Sorted by the high half alone: two keys that share it are as good as never seen, so this loop runs once.
-        while len(open_N):
-            open_N = open_N[place_N[open_N] < len(index.high)]
-            open_N = open_N[index.high[place_N[open_N]] == high_N[open_N]]
-            positions = index.position[place_N[open_N]]
-            hit = _lows(self._shards, positions, index.starts) == low_N[open_N]
-            found_N[open_N[hit]] = positions[hit]
-            open_N = open_N[~hit]
-            place_N[open_N] += 1
+        for index in self._indexed()[:indexes]:
+            left_N = np.flatnonzero(found_N < 0)
+            found_N[left_N] = index.locate(keys_N2[left_N])
         return found_N
 
 
 class _Index(NamedTuple):
-    """All keys, sorted by their high half, each key once. 16 bytes a key; the low half is read from the shards."""
+    """The keys of some shards, sorted by their high half, each key once. 16 bytes a key; the low half is read from the
+    shards."""
 
-    high: np.ndarray
-    position: np.ndarray
-    """int64: the key's row among all rows of all shards."""
+    shards: list[Shard]
     starts: np.ndarray
     """int64 [shards + 1]: the position of each shard's first row."""
+    high: np.ndarray
+    position: np.ndarray
+    """int64: the key's row among all rows of all shards of the store."""
 
     @classmethod
-    def of(cls, shards: list[Shard]) -> Self:
+    def of(cls, shards: list[Shard], starts: np.ndarray) -> Self:
         high = np.concatenate([np.zeros(0, np.uint64), *(shard.high_N for shard in shards)])
-        starts = np.cumsum([0, *(len(shard.high_N) for shard in shards)])
         order = np.argsort(high, kind="stable")
-        high = high[order]
+        high, order = high[order], order + starts[0]
         same = high[1:] == high[:-1]
         if same.any():  # a key that two writers computed (or, hardly ever, two keys with one high half)
             shared = np.flatnonzero(np.append(same, False) | np.append(False, same))
@@ -261,7 +276,28 @@ class _Index(NamedTuple):
             keep = np.ones(len(high), dtype=bool)
             keep[shared[1:]] = (low[1:] != low[:-1]) | (high[shared[1:]] != high[shared[:-1]])
             high, order = high[keep], order[keep]
-        return cls(high, order, starts)
+        return cls(shards, starts, high, order)
+
+    def keys(self) -> np.ndarray:
+        """uint64 [N, 2]."""
+        return np.column_stack([self.high, _lows(self.shards, self.position, self.starts)])
+
+    def locate(self, keys_N2: np.ndarray) -> np.ndarray:
+        """The positions of keys: int64 [N]; -1 where it has them not."""
+        found_N = np.full(len(keys_N2), -1, dtype=np.int64)
+        high_N, low_N = np.ascontiguousarray(keys_N2[:, 0]), keys_N2[:, 1]
+        place_N = np.searchsorted(self.high, high_N)
+        open_N = np.arange(len(keys_N2))
+        # Sorted by the high half alone: two keys that share it are as good as never seen, so this loop runs once.
+        while len(open_N):
+            open_N = open_N[place_N[open_N] < len(self.high)]
+            open_N = open_N[self.high[place_N[open_N]] == high_N[open_N]]
+            positions = self.position[place_N[open_N]]
+            hit = _lows(self.shards, positions, self.starts) == low_N[open_N]
+            found_N[open_N[hit]] = positions[hit]
+            open_N = open_N[~hit]
+            place_N[open_N] += 1
+        return found_N
 
 
 def _lows(shards: list[Shard], positions_N: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import tokenized
+from data_prep import tokenized, units
 from data_prep.build import DataConfig, prepare
 from data_prep.tables import Texts, Tokens
 from data_prep.tokenized import tokenize_texts
@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
 def test_tokens_are_whole_and_aligned(
     data: Path, teacher: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr(tokenized, "BATCH_TEXTS", batch)
+    monkeypatch.setattr(units, "UNIT_TEXTS", batch)
     tokens = tokenize_texts(data, teacher.tokenizer, Template(), tmp_path / "tokens")
     texts = Texts.load(data / "texts")
     assert len(tokens) == len(texts) == 14

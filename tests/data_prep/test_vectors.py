@@ -1,10 +1,14 @@
+import errno
 import multiprocessing
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from data_prep.shards import Shard
 from data_prep.vectors import VectorStore
 from embedding.files import content_keys
 
@@ -142,6 +146,52 @@ def test_rows_are_views_of_the_file(tmp_path: Path) -> None:
     columns = [column for shard in store.shards() for column in (shard.vectors_NE, shard.high_N, shard.low_N)]
     assert columns
     assert not any(column.flags.owndata or column.flags.writeable for column in columns)
+
+
+def test_opening_a_store_copies_no_vector(tmp_path: Path) -> None:
+    store = VectorStore.open(tmp_path / "store", TEACHER, 512)
+    keys, vectors = some_keys(range(2_000)), np.ones((2_000, 512), dtype=np.float32)
+    before = pa.total_allocated_bytes()
+    store.append(keys, vectors)
+    again = VectorStore.open(tmp_path / "store", TEACHER, 512)
+    assert again.rows(keys[:3]).tolist() == vectors[:3].tolist()
+    assert pa.total_allocated_bytes() - before < vectors.nbytes // 2 // 10
+
+
+def test_shards_that_come_one_by_one_are_found_as_if_they_had_come_at_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    store = VectorStore.open(tmp_path / "store", TEACHER, WIDTH)
+    names: set[int] = set()
+    for _ in range(60):
+        start = int(random.integers(0, 300))
+        some = range(start, start + int(random.integers(1, 40)))
+        store.append(some_keys(some), some_vectors(some))
+        names |= set(some)
+        assert len(store) == len(names)
+        asked = some_keys(range(400))
+        assert (~store.missing(asked)).nonzero()[0].tolist() == sorted(names)
+    sizes = [len(index.high) for index in store._indexed()]
+    assert all(a > 2 * b for a, b in pairwise(sizes)), sizes
+    there = range(min(names), min(names) + 1)
+    assert (store.rows(some_keys(there)) == some_vectors(there).astype(np.float16)).all()
+    again = VectorStore.open(tmp_path / "store", TEACHER, WIDTH)
+    known = sorted(names)
+    expected = np.concatenate([some_vectors(range(name, name + 1)) for name in known]).astype(np.float16)
+    for opened in (store, again):
+        assert (opened.rows(np.concatenate([some_keys(range(n, n + 1)) for n in known])) == expected).all()
+
+
+def test_a_machine_that_can_map_no_more_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tmp_path / "store", range(5))
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(Shard, "map", full)
+    with pytest.raises(OSError, match="0 shards are open, each a map"):
+        VectorStore.open(tmp_path / "store", TEACHER, WIDTH)
+    monkeypatch.undo()
+    assert len(VectorStore.open(tmp_path / "store", TEACHER, WIDTH)) == 5
 
 
 def test_a_key_takes_16_bytes_of_memory(tmp_path: Path) -> None:
