@@ -9,7 +9,7 @@ Shapes: H query heads, K key-value heads, T tokens, d head width, N texts.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -133,16 +133,26 @@ def _one_by_one(
     return torch.cat(out)
 
 
-@contextmanager
-def packed_mode(backbone: PreTrainedModel) -> Iterator[None]:
+def packed_mode(backbone: PreTrainedModel) -> AbstractContextManager[None]:
     """Run `backbone` with packed attention inside the block.
 
     transformers builds no mask for a name it does not know: right for a packed row, and the reason why padded batches
     must always go through `sdpa`.
     """
+    return _mode(backbone, NAME)
+
+
+def recomputed_alike(backbone: PreTrainedModel) -> Callable[[], tuple[Any, Any]]:
+    """What `torch.utils.checkpoint` takes as `context_fn` for single layers: they are recomputed with the attention
+    that they ran with. A layer looks up its name whenever it runs, and in the backward pass `packed_mode` has ended."""
+    return lambda: (nullcontext(), _mode(backbone, backbone.config._attn_implementation))
+
+
+@contextmanager
+def _mode(backbone: PreTrainedModel, name: str | None) -> Iterator[None]:
     config = backbone.config
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

@@ -117,12 +117,20 @@ class Embedder(nn.Module):
         before = self.training
         self.eval()
         try:
-            ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=self.device) % self.backbone.config.vocab_size
+            # Ordinary tokens: the first ones of a vocabulary may be unused, and alike.
+            ids = torch.tensor([[1005, 1006, 1007], [1005, 1006, 1008]]) % self.backbone.config.vocab_size
+            ids = ids.to(self.device)
             with torch.no_grad():
                 states = self.backbone(input_ids=ids).last_hidden_state.float()
         finally:
             self.train(before)
         return torch.allclose(states[0, :2], states[1, :2], atol=1e-5)
+
+    @property
+    def position_limit(self) -> int | None:
+        """Tokens that a table of positions has rows for; None: the model has no such table."""
+        table: Any = getattr(getattr(self.backbone, "embeddings", None), "position_embeddings", None)
+        return int(table.num_embeddings) - self._position_offset if isinstance(table, nn.Embedding) else None
 
     @cached_property
     def _position_offset(self) -> int:
@@ -155,7 +163,8 @@ class Embedder(nn.Module):
         a model that takes transformers' attention (MPNet and DeBERTa have their own, which would mix the texts)."""
         dtype = computing_dtype(self.device, self.backbone.dtype)
         probe = torch.empty(0, device=self.device, dtype=dtype)
-        dropout = getattr(self.backbone.config, "attention_probs_dropout_prob", 0.0) if self.training else 0.0
+        names = ("attention_probs_dropout_prob", "attention_dropout")
+        dropout = self.training and any(getattr(self.backbone.config, name, 0.0) for name in names)
         return kernel_runs(probe) and not dropout and bool(self.backbone._supports_attention_backend)
 
     def _padded(self, rows: Sequence[np.ndarray]) -> Tensor:
@@ -311,6 +320,8 @@ class Embedder(nn.Module):
         require_weights(inner)
         tokenizer = AutoTokenizer.from_pretrained(inner, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(inner, trust_remote_code=trust_remote_code)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(f"{name}: a {config.model_type} has an encoder and a decoder; eyas takes one of the two")
         verbosity = logging.get_verbosity()
         logging.set_verbosity(40)  # errors only: silences its report of missing keys; ours below refuses them
         try:
@@ -341,6 +352,11 @@ class Embedder(nn.Module):
             dense=[_load_dense(folder, spec) for spec in layout.dense],
             normalize=layout.normalize,
         )
+        limit = embedder.position_limit
+        if limit is not None and embedder.max_tokens > limit:
+            if max_tokens is not None:
+                raise ValueError(f"{name}: max_tokens {max_tokens}: the model has positions for {limit}")
+            embedder.max_tokens = limit
         return embedder.eval()
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -19,7 +19,8 @@ from embedding.instruction import BARE, Template
 from embedding.pooling import Pooling
 
 PACKAGE = "package:"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "README.md"]
+"""Code too, which runs only where a recipe says `trust_remote_code`."""
 # Pooling's flags in the layout of 2.x to 5.x, and its names in 6.x.
 POOLING_FLAGS: dict[str, Pooling] = {
     "pooling_mode_lasttoken": "last",
@@ -92,7 +93,10 @@ def require_weights(folder: Path) -> None:
         return
     if any(folder.glob("*.bin")):
         raise ValueError(f"{folder}: has pickled weights only (*.bin), which can run code; convert them to safetensors")
-    raise ValueError(f"{folder}: a model folder without weights; expected model.safetensors")
+    raise ValueError(
+        f"{folder}: a model folder without weights; expected model.safetensors (pickled weights, *.bin, are not "
+        "downloaded from the hub: name a revision that has safetensors, often refs/pr/1, or convert them)"
+    )
 
 
 def read_layout(folder: Path) -> Layout:
@@ -177,7 +181,20 @@ def tell_older_readers(folder: Path) -> None:
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]  # Gemma3's name
     if main.get("rope_type", "default") != "default":
         config["rope_scaling"] = {name: value for name, value in main.items() if name != "rope_theta"}
+    if config.get("model_type") == "modernbert":
+        _tell_of_modernbert(config, rope)
     write_json(folder / "config.json", config)
+
+
+def _tell_of_modernbert(config: dict[str, Any], rope: dict[str, Any]) -> None:
+    """Which layers attend to everything: transformers 4 has no list of them, but every how many; where none fits, as
+    for some pruned ones, it cannot be told."""
+    whole = [kind == "full_attention" for kind in config["layer_types"]]
+    every = [n for n in range(1, len(whole) + 1) if whole == [i % n == 0 for i in range(len(whole))]]
+    if every:
+        config["global_attn_every_n_layers"] = every[0]
+    config["global_rope_theta"] = rope["full_attention"]["rope_theta"]
+    config["local_rope_theta"] = rope["sliding_attention"]["rope_theta"]
 
 
 def _template(folder: Path, prompts: dict[str, str]) -> Template:

@@ -1,20 +1,21 @@
 """The embedder against sentence-transformers and itself: every way to lay out a batch gives the same vectors."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, ModernBertConfig, T5Config
 
-from embedding.attention import NAME, packed_mode
+from embedding.attention import NAME, packed_mode, recomputed_alike
 from embedding.embedder import Dense, Embedder
 from embedding.files import read_json, write_json
 from embedding.layout import resolve_model, tell_older_readers
 from embedding.tokens import pad
 
-from .conftest import TEACHER, TEXTS
+from .conftest import TEACHER, TEXTS, backbone
 
 KINDS = ["qwen3", "gemma3", "roberta", "mpnet"]
 DECODERS = ["qwen3", "gemma3"]
@@ -70,6 +71,36 @@ def test_left_right_and_packed_give_the_same_vectors(kind: str, students: dict[s
         assert torch.allclose(right, other, atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_positions_end_where_the_table_does(kind: str, students: dict[str, Embedder], saved: dict[str, Path]) -> None:
+    assert students[kind].position_limit == 512, "of 514 rows, two lie before the first token's"
+    with pytest.raises(ValueError, match="max_tokens 513: the model has positions for 512"):
+        Embedder.from_pretrained(saved[kind], max_tokens=513)
+    whole = Embedder.from_pretrained(saved[kind], max_tokens=512)
+    assert np.isfinite(whole.encode(["a hawk " * 600])).all()
+    assert students["qwen3"].position_limit is None
+
+
+def test_a_model_of_encoder_and_decoder_is_refused(tmp_path: Path, saved: dict[str, Path]) -> None:
+    shutil.copytree(saved["roberta"], tmp_path / "t5")
+    T5Config(vocab_size=30522, d_model=48).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="a t5 has an encoder and a decoder"):
+        Embedder.from_pretrained(tmp_path / "t5")
+
+
+def test_older_readers_are_told_which_layers_of_a_pruned_modernbert_see_everything(tmp_path: Path) -> None:
+    for kinds, every in (
+        (["full_attention", "sliding_attention"] * 2, 2),
+        (["sliding_attention", "full_attention"], 3),
+    ):
+        shape = {"num_hidden_layers": len(kinds), "layer_types": kinds}
+        ModernBertConfig(hidden_size=48, intermediate_size=64, num_attention_heads=4, **shape).save_pretrained(tmp_path)
+        tell_older_readers(tmp_path)
+        config = read_json(tmp_path / "config.json")
+        assert config.get("global_attn_every_n_layers", 3) == every
+        assert (config["global_rope_theta"], config["local_rope_theta"]) == (160_000.0, 10_000.0)
+
+
 def test_a_model_with_an_attention_of_its_own_never_packs(
     students: dict[str, Embedder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +112,34 @@ def test_the_teacher_packed_equals_padded(teacher: Embedder) -> None:
     rows = [row[:200] for row in teacher.tokenize(TEXTS, [""] * len(TEXTS))]
     with torch.no_grad():
         assert torch.allclose(teacher._packed(rows), teacher.embed_rows(rows), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3", "roberta"])
+def test_packed_layers_recomputed_one_by_one_have_the_gradients_of_padded_ones(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients(packed: bool, recomputed: bool) -> dict[str, torch.Tensor]:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(TEACHER))
+        student = Embedder(backbone(kind), tokenizer, "mean", max_tokens=40).train()
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            setattr(student.backbone.config, name, 0.0)
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        monkeypatch.setattr("embedding.embedder.kernel_runs", lambda probe: packed)
+        assert student.packs == packed
+        if recomputed:
+            options = {"use_reentrant": False, "context_fn": recomputed_alike(student.backbone)}
+            student.backbone.gradient_checkpointing_enable(options)
+        rows = [row[:40] for row in student.tokenize(TEXTS, [""] * len(TEXTS))]
+        student.embed_rows(rows).square().sum(dim=0).cos().sum().backward()
+        return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+
+    expected = gradients(packed=False, recomputed=False)
+    assert expected
+    for packed in (True, False):
+        found = gradients(packed=packed, recomputed=True)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
