@@ -44,10 +44,11 @@ def note_queries(entry: SuiteTask, task: Any) -> list[Outcome]:
 
 
 def read_outcomes(entry: SuiteTask, task: AbsTask, folder: Path, scores: Mapping[str, Any]) -> list[Outcome]:
-    """The outcomes of a task that wrote its predictions to `folder`; one for each subset, [] where it has none."""
-    if entry.kind == "clustering":
-        # the ten experiments; the same samples are drawn for every model
-        return [{"values": _round([v for level in of["v_measures"].values() for v in level])} for of in scores.values()]
+    """The outcomes of a task that wrote its predictions to `folder`; one for each subset, [] where it has none.
+
+    A clustering has none: its ten experiments draw nearly the same documents where there are few, so that their spread
+    is that of k-means alone and says nothing of other documents.
+    """
     path = folder / task.prediction_file_name
     if entry.kind in SEARCHED or not path.is_file():
         return []

@@ -128,7 +128,8 @@ class Pipeline:
             from_main(self.at.foresee)
         if due and rank() > 0:
             self._embed()
-        return from_main(lambda: self.ledger.step("embed", made_from, self._embed, share=True))
+        begun = due and world_size() > 1
+        return from_main(lambda: self.ledger.step("embed", made_from, self._embed, share=True, begun=begun))
 
     def _notice_lost_vectors(self) -> None:
         """A store that has fewer vectors than this run left in it, as after `eyas vectors repair`, is not finished."""
@@ -292,6 +293,7 @@ class Pipeline:
                     (self.at.folder / name).unlink(missing_ok=True)  # they speak of the model that is replaced now
             with new_folder(self.at.model) as folder:
                 model.save_pretrained(folder)
+            self.at.free_teacher()  # where the student was cut from it; the evaluation loads its own
             return {"outputs": [str(self.at.model)], "identity": identity, "step": found.step}
 
         made_from = {"training": self.at.training_facts(), "steps": self.at.results["train"]["steps"]}

@@ -90,9 +90,15 @@ def shape_of(config: Any, width: int | None = None) -> Shape:
         causal=hasattr(config, "num_key_value_heads"),  # the decoders' configurations have it, BERT's relatives do not
         width=width or int(config.hidden_size),
         layers=int(config.num_hidden_layers),
-        live=5 * int(config.hidden_size) + 3 * int(config.intermediate_size),
+        live=5 * int(config.hidden_size) + 3 * _feed_forward(config),
         config=config,
     )
+
+
+def _feed_forward(config: Any) -> int:
+    """Its width, whatever the configuration calls it (DistilBERT: hidden_dim; T5: d_ff)."""
+    names = ("intermediate_size", "hidden_dim", "d_ff")
+    return next((int(value) for name in names if (value := getattr(config, name, None))), 4 * int(config.hidden_size))
 
 
 def shape_of_size(parameters: int, width: int) -> Shape:

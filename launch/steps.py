@@ -36,16 +36,24 @@ class Ledger:
         self.seconds: dict[str, float] = {}
 
     def step(
-        self, name: str, made_from: Mapping[str, Any], work: Callable[[], Result], *, share: bool = False
+        self,
+        name: str,
+        made_from: Mapping[str, Any],
+        work: Callable[[], Result],
+        *,
+        share: bool = False,
+        begun: bool = False,
     ) -> Result:
         """The result of the step `name`: taken from its record when nothing it was made from changed, else of `work`.
 
         Args:
             made_from: JSON facts that determine the result.
             share: whether other runs may reuse the result (its outputs lie outside the run folder).
+            begun: the other ranks are at it already, so this one does its part though another run may have finished it
+                meanwhile.
         """
         before = self.record(name)
-        record, reason = self._finished(name, made_from, share)
+        record, reason = (None, "") if begun else self._finished(name, made_from, share)
         if record is not None:
             self.say(name, f"skipped, finished before (took {record['seconds']:.1f} s)")
         else:

@@ -1,5 +1,6 @@
 """What the steps of a run share: where things lie, and what is loaded once and only when a step needs it."""
 
+import gc
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class Workspace:
     def free_teacher(self) -> None:
         """Let go of the teacher's memory; it is loaded again when it is asked for."""
         self.__dict__.pop("teacher", None)
+        gc.collect()  # Accelerate's hooks on a spread teacher are circles of references
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -124,6 +126,13 @@ class Workspace:
         return isinstance(self.recipe.teacher, NoTeacherConfig)
 
     @property
+    def _begins_with_teacher(self) -> bool:
+        """Whether the student cannot be built without the teacher: its layers, its embeddings or its tokenizer."""
+        start = self.recipe.student.start
+        names = (start.tokenizer, start.embeddings) if isinstance(start, BuiltStudent) else (start.model,)
+        return "teacher" in names and not self.teacherless
+
+    @property
     def _measured(self) -> bool:
         start = self.recipe.student.start
         return isinstance(start, PrunedStudent) and start.by == "importance"
@@ -149,7 +158,7 @@ class Workspace:
 
     def new_student(self) -> Student:
         """The student before training."""
-        teacher = None if self.teacherless else self.teacher
+        teacher = self.teacher if self._begins_with_teacher else None
         measured = min(len(self.texts), IMPORTANCE_TEXTS) if self._measured else 0
         return build_student(
             self.recipe.student,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embedding.files import differences, new_folder, read_manifest, sha256_file, write_manifest
-from train.distributed import sharded_like, whole
+from train.distributed import sharded_like, whole_on_main
 
 WEIGHTS, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 
@@ -113,9 +113,11 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named whole tensors: `parameter number.entry`. Every rank must ask."""
+    """The optimizer's state as named whole tensors, on rank 0: `parameter number.entry`. Every rank must ask."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": whole(value) for number, entries in state.items() for key, value in entries.items()}
+    return {
+        f"{number}.{key}": whole_on_main(value) for number, entries in state.items() for key, value in entries.items()
+    }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,11 @@ class MainFailed(Exception):
     """Rank 0 failed in what it does alone; its own message says how."""
 
 
+WAIT = timedelta(hours=6)
+"""For another rank in a collective: one may have a whole corpus to encode for a task that it scores. A rank that died
+is noticed by its launcher."""
+
+
 def join() -> None:
     """Meet the other ranks, where a launcher started several (torchrun, accelerate launch, srun).
 
@@ -46,7 +52,7 @@ def join() -> None:
             f"rank {os.environ['RANK']}: no GPU is left on this machine, it has {gpus}; start {gpus} ranks"
         )
     try:
-        PartialState(cpu=gpus == 0)
+        PartialState(cpu=gpus == 0, timeout=WAIT)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -161,6 +167,15 @@ def gather_objects(value: Any) -> list[Any]:
 def whole(x: Tensor) -> Tensor:
     """A sharded tensor gathered, any other as it is. Every rank must ask."""
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def whole_on_main(x: Tensor) -> Tensor:
+    """A sharded tensor gathered for rank 0 to write, on its CPU, and nothing of it on the others: so no GPU holds more
+    than one whole tensor at a time. Any other tensor as it is. Every rank must ask."""
+    if not isinstance(x, DTensor):
+        return x
+    gathered = x.full_tensor()
+    return gathered.cpu() if rank() == 0 else gathered.new_empty(0)
 
 
 def sharded_like(x: Tensor, parameter: Tensor) -> Tensor:

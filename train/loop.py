@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from embedding.attention import recomputed_alike
 from embedding.memory import keep_freed_memory
 from eval.ranks import Ranks
 from train.calibrate import calibrate, lowered, matrix_rate
@@ -37,7 +38,7 @@ from train.distributed import (
     join,
     rank,
     sharded_like,
-    whole,
+    whole_on_main,
     world_size,
 )
 from train.merge import Average, State, merged
@@ -108,7 +109,7 @@ def train(
     student.to(accelerator.device).train()
     if recipe.compute.layer_checkpointing:
         backbone: Any = student.embedder.backbone
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputed_alike(backbone)})
     if recipe.compute.compile:
         compile_layers(student.embedder.backbone)
     if found is None:
@@ -214,9 +215,9 @@ class _Job:
 
     def save(self, step: int, plan: StagePlan, state: TrainState) -> None:
         """Write the checkpoint of a finished step, and drop the oldest ones; the last of a stage is also its result."""
-        model = {name: whole(tensor) for name, tensor in self.student.state_dict().items()}
+        model = {name: whole_on_main(tensor) for name, tensor in self.student.state_dict().items()}
         optimizer = optimizer_tensors(state.optimizer)
-        average = {} if state.average is None else {n: whole(x) for n, x in state.average.tensors.items()}
+        average = {} if state.average is None else {n: whole_on_main(x) for n, x in state.average.tensors.items()}
         facts = {"memory": asdict(state.memory), **self.watch.facts(), "ranks": world_size()}
         facts["spikes"] = state.guard.facts()
 

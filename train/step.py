@@ -18,7 +18,7 @@ from embedding.tokens import chunk_tokens
 from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
 from train.distributed import gather_rows, rank, sum_over_ranks, whole, world_size
-from train.losses import Loss, asked_for, loss_part, projected_widths
+from train.losses import Loss, Own, asked_for, loss_part, projected_widths
 from train.merge import Average
 from train.optim import learning_rate, set_learning_rate
 from train.permutation import mix_int
@@ -176,6 +176,8 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
     # ------------------------------------------------------------------ lose: parts of means over the global batch
     terms = {f"loss/{i}_{loss.kind}": loss_part(loss, views) for i, loss in enumerate(stage.losses)}
     total, weighted = _weighted(stage.losses, list(terms.values()), step, state.steps)
+    if any(isinstance(loss, Own) for loss in stage.losses):
+        total = total + 0.0 * projected_VnE.sum()  # DDP waits for the map's gradient, and one's own may not look at it
     norms = _gradient_norms(weighted, vectors_nD, stage.losses) if state.probe else {}
     clock.lap("loss")
 

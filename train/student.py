@@ -182,7 +182,9 @@ def _apply(config: StudentConfig, embedder: Embedder) -> None:
     """The settings of the recipe over those of the checkpoint."""
     embedder.pooling = config.pooling or embedder.pooling
     embedder.template = config.template or embedder.template
-    limit = int(getattr(embedder.backbone.config, "max_position_embeddings", config.max_tokens))
+    limit = embedder.position_limit
+    if limit is None:
+        limit = int(getattr(embedder.backbone.config, "max_position_embeddings", config.max_tokens))
     if config.max_tokens > limit:
         raise ValueError(f"student.max_tokens {config.max_tokens}: the model has positions for {limit}")
     embedder.max_tokens = config.max_tokens
@@ -251,7 +253,8 @@ def _teacher_embeddings(start: BuiltStudent, backbone: PreTrainedModel, teacher:
             f"{given.shape[1]}; got tokenizer {start.tokenizer!r} and width {start.width}; set embeddings to random"
         )
     with torch.no_grad():
-        wanted.copy_(given[: len(wanted)])
+        rows = min(len(given), len(wanted))  # Gemma3's tokenizer has a token that no table has a row for
+        wanted[:rows].copy_(given[:rows])
 
 
 def token_embeddings(backbone: PreTrainedModel) -> Tensor:

@@ -33,7 +33,7 @@ class Watch:
         self._tracking, self._steps, self._accelerator, self._embedder = tracking, steps, accelerator, embedder
         self._evaluate = evaluate if tracking.evaluate_every else None
         # A sharded model's own parts hold a share of the weights each: a whole one beside it is what can be asked.
-        sharded = self._evaluate is not None and accelerator.is_fsdp2
+        sharded = evaluate is not None and accelerator.is_fsdp2
         self._copy = copy.deepcopy(embedder).cpu() if sharded else None
         self._best: tuple[int, float] | None = None
         self._worse = 0

@@ -29,6 +29,9 @@ def test_the_outcomes_of_every_kind_give_its_score(folder: Path) -> None:
                 values.append(spearmanr(outcome["gold"], outcome["predicted"]).statistic)
             else:
                 values.append(average_precision_score(outcome["gold"], outcome["predicted"]))
+        assert bool(values) == (task["kind"] != "clustering"), name
+        if not values:
+            continue
         # mteb rounds the measures of searches to five digits, and takes the best of five similarities for pairs
         tolerance = 0.05 if task["kind"] == "pair_classification" else 2e-5
         assert np.mean(values) == pytest.approx(task["score"], abs=tolerance), name

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma3TextConfig
+from transformers import DistilBertConfig, Gemma3TextConfig
 from typer.testing import CliRunner, Result
 
 from embedding.embedder import Embedder
@@ -167,6 +167,12 @@ def test_sizes_and_operations_are_those_of_the_real_model(causal: bool) -> None:
     assert shape.width == real.width
     lengths = np.array([7, 200, 33, 128])
     assert 3 * shape.forward_flops(lengths) == pytest.approx(training_flops(real, lengths))
+
+
+def test_a_distilbert_is_planned_too(finished: Path) -> None:
+    DistilBertConfig(n_layers=2, dim=96, hidden_dim=128, n_heads=4).save_pretrained("distilbert")
+    result = plan(HUB, *BUILT, "--teacher-config", "distilbert/config.json")
+    assert "vectors of 96" in result.stdout, result.output
 
 
 def test_a_pruned_student_is_as_large_as_its_layers() -> None:
