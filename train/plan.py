@@ -216,5 +216,7 @@ def check_student(stages: Sequence[Stage], student: Student, inputs: Inputs) -> 
         except ValueError as error:
             raise ValueError(f"stage {shortest.name!r}: {error}") from None
     if student.projection is None and inputs.vectors is not None:
-        check_matched(stages, embedder.width, inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1])
+        teacher_width = inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
+        if teacher_width:  # 0: foreseen, of a teacher who does not say
+            check_matched(stages, embedder.width, teacher_width)
     check_widths(stages, embedder.width)
