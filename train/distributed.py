@@ -185,6 +185,15 @@ def sharded_like(x: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(x.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
+def sharded_precision(half: bool) -> Any:
+    """In what FSDP2 computes: layers in bf16 where `half`; gradients are added up, and vectors handed on, in fp32, where
+    Accelerate's own policy has bf16, too coarse for similarities."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    weights = torch.bfloat16 if half else None
+    return MixedPrecisionPolicy(param_dtype=weights, reduce_dtype=torch.float32, output_dtype=torch.float32)
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on any rank; every rank gets the same answer."""
     if world_size() == 1:

@@ -38,6 +38,7 @@ from train.distributed import (
     join,
     rank,
     sharded_like,
+    sharded_precision,
     whole_on_main,
     world_size,
 )
@@ -296,12 +297,7 @@ def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
     if not accelerator.is_fsdp2:
         wrapped: torch.nn.Module = accelerator.prepare_model(student)
         return wrapped
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    # Accelerate's own policy would add up gradients, and hand vectors on, in bf16: too coarse for similarities.
-    half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
-    accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    accelerator.state.fsdp_plugin.mixed_precision_policy = sharded_precision(accelerator.mixed_precision == "bf16")
     _ = student.embedder.causal  # found by a forward pass, which sharded weights do not allow outside of the whole
     # Accelerate shards a model only together with an optimizer; each stage builds its own on the sharded parameters.
     wrapped, _ = accelerator.prepare(student, torch.optim.SGD(student.parameters(), lr=0.0))

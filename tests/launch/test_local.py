@@ -137,7 +137,7 @@ def test_a_job_asked_to_stop_and_one_refused_do_not_begin_again(finished: Path) 
 @pytest.mark.timeout(600)
 def test_one_process_begins_again_when_it_is_killed_and_not_when_it_is_asked_to_stop(finished: Path) -> None:
     words = ("train", "mine.yaml", "name=single", *TRAIN, "--on", "local", "--procs", "1")
-    process = start(*words, "stages.0.steps=20000", "--restarts", "1")
+    process = start(*words, "stages.0.steps=2000", "--restarts", "1")
     wait_for_step("single", 6, process)
     child = rank_process(0, process)
     assert [found.pid for found in psutil.Process(process.pid).children()] == [child.pid], "no launcher between"
