@@ -186,8 +186,8 @@ def sharded_like(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 def sharded_precision(half: bool) -> Any:
-    """In what FSDP2 computes: layers in bf16 where `half`; gradients are added up, and vectors handed on, in fp32, where
-    Accelerate's own policy has bf16, too coarse for similarities."""
+    """In what FSDP2 computes: layers in bf16 where `half`; gradients are added up, and vectors handed on, in fp32.
+    Accelerate's own policy has bf16 there, too coarse for similarities."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     weights = torch.bfloat16 if half else None
