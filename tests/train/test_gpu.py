@@ -43,6 +43,7 @@ def test_it_learns_in_bf16_and_compiled_as_in_fp32(
         "fp32": ComputeConfig(precision="fp32"),
         "bf16": ComputeConfig(precision="bf16"),
         "compiled": ComputeConfig(precision="bf16", compile=True),
+        "recomputed": ComputeConfig(precision="bf16", layer_checkpointing=True),
     }
     found = {}
     for name, compute in ways.items():
@@ -56,7 +57,7 @@ def test_it_learns_in_bf16_and_compiled_as_in_fp32(
         assert last.facts["memory"]["packed"] is (name != "fp32")
         assert last.facts["memory"]["activation_bytes"] > 2**30
         found[name] = losses(tmp_path / name)
-    for name in ("bf16", "compiled"):
+    for name in ("bf16", "compiled", "recomputed"):
         assert found[name][0] == pytest.approx(found["fp32"][0], rel=1e-2)
         assert np.mean(found[name][-5:]) < 0.9 * found[name][0]
         assert np.mean(found[name][-5:]) == pytest.approx(np.mean(found["fp32"][-5:]), rel=5e-2)
