@@ -241,17 +241,16 @@ class Selection:
     def write(self, folder: Path, names: Sequence[str]) -> tuple[int, int]:
         """Write `texts` and `examples` with what is kept; return the numbers of texts and examples."""
         kept = np.flatnonzero(self.kept_M)
-        positives, negatives = self.positives.take(kept), self.negatives.take(kept)
         used_T = np.zeros(len(self.digests_T), dtype=bool)
-        for rows in (self.queries_M[kept], positives.values, negatives.values):
-            used_T[rows] = True
+        used_T[self.queries_M[kept]] = True
+        for side in (self.positives, self.negatives):
+            used_T[side.take(kept).values] = True
         new_T = np.cumsum(used_T) - 1
         write_table(folder / "texts", TEXTS, self._text_batches(np.flatnonzero(used_T)))
         scores_M, groups_M = np.asarray(self.assembly.scores), np.asarray(self.assembly.groups)
 
-        def batch(part: np.ndarray) -> pa.RecordBatch:
-            sides = (side.take(part) for side in (positives, negatives))
-            rows = kept[part]
+        def batch(rows: np.ndarray) -> pa.RecordBatch:
+            sides = (side.take(rows) for side in (self.positives, self.negatives))
             columns = [
                 pa.array(new_T[self.queries_M[rows]]),
                 *(Ragged(side.offsets, new_T[side.values]).to_arrow() for side in sides),
@@ -262,7 +261,7 @@ class Selection:
             return pa.record_batch(columns, schema=EXAMPLES)
 
         # A column of names in one batch holds 2 GiB of them. No rows make one empty batch.
-        batches = (batch(part) for part in pieces(len(kept), BATCH_ROWS)) if len(kept) else [batch(kept)]
+        batches = (batch(kept[part]) for part in pieces(len(kept), BATCH_ROWS)) if len(kept) else [batch(kept)]
         write_table(folder / "examples", EXAMPLES, batches)
         return int(used_T.sum()), len(kept)
 

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -97,8 +97,9 @@ class VectorStore:
 
     def __len__(self) -> int:
         """Vectors that can be read; a key that two writers both computed counts once."""
-        first, *others = self._indexed() or [_Index.of([], np.zeros(1, dtype=np.int64))]
-        return len(first.high) + sum(int((self._found(index.keys(), i) < 0).sum()) for i, index in enumerate(others, 1))
+        indexes = self._indexed()
+        repeated = (int((_found(indexes[:i], index.keys()) >= 0).sum()) for i, index in enumerate(indexes) if i)
+        return sum(len(index.high) for index in indexes) - sum(repeated)
 
     @property
     def index_bytes(self) -> int:
@@ -240,15 +241,7 @@ class VectorStore:
             return list(self._indexes)
 
     def _locate(self, keys_N2: np.ndarray) -> np.ndarray:
-        return self._found(keys_N2, len(self._indexed()))
-
-    def _found(self, keys_N2: np.ndarray, indexes: int) -> np.ndarray:
-        """The positions of keys by the first so many indexes: int64 [N]; -1 where they have them not."""
-        found_N = np.full(len(keys_N2), -1, dtype=np.int64)
-        for index in self._indexed()[:indexes]:
-            left_N = np.flatnonzero(found_N < 0)
-            found_N[left_N] = index.locate(keys_N2[left_N])
-        return found_N
+        return _found(self._indexed(), keys_N2)
 
 
 class _Index(NamedTuple):
@@ -298,6 +291,15 @@ class _Index(NamedTuple):
             open_N = open_N[~hit]
             place_N[open_N] += 1
         return found_N
+
+
+def _found(indexes: Sequence[_Index], keys_N2: np.ndarray) -> np.ndarray:
+    """The positions of keys: int64 [N]; -1 where no index has them."""
+    found_N = np.full(len(keys_N2), -1, dtype=np.int64)
+    for index in indexes:
+        left_N = np.flatnonzero(found_N < 0)
+        found_N[left_N] = index.locate(keys_N2[left_N])
+    return found_N
 
 
 def _lows(shards: list[Shard], positions_N: np.ndarray, starts: np.ndarray) -> np.ndarray:

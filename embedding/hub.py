@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from embedding.files import fingerprint, stamp
+from embedding.files import fingerprint, stamps
 
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """No answer, or a refusal. The client derives its errors from those of its HTTP library, whichever that is, and lets
@@ -25,8 +25,7 @@ def cache_of(copy: Path | None) -> Iterator[None]:
         return
     from datasets import config
 
-    files = sorted(path for path in copy.rglob("*") if path.is_file())
-    state = fingerprint({str(path): stamp(path) for path in files})
+    state = fingerprint([str(copy), stamps(copy)])
     before = config.HF_DATASETS_CACHE
     config.HF_DATASETS_CACHE = Path(before) / f"mirror-{state}"
     try:

@@ -84,6 +84,8 @@ def load_task(task: Any, mirror: Path | None, rows: int | None, documents: int |
         task.load_data()
         if kind in SEARCHES:
             task.convert_v1_dataset_format_to_v2(num_proc=None)  # else some only get `.dataset` when they run
+    if kind == "pair_classification":
+        _unpack(task)
     if rows is not None or documents is not None:
         _make_smaller(task, kind, rows, documents, seed)
     return kind
@@ -102,7 +104,7 @@ def registered_instruction(task: Any) -> str:
 
 
 def _make_smaller(task: Any, kind: Kind, rows: int | None, documents: int | None, seed: int) -> None:
-    from eval.sample import smaller_search
+    from eval.sample import draw, smaller_search
 
     if kind == "clustering":
         # its class draws by itself, the same for every model
@@ -118,17 +120,22 @@ def _make_smaller(task: Any, kind: Kind, rows: int | None, documents: int | None
             for split in set(subset) & set(task.eval_splits):
                 subset[split] = smaller_search(subset[split], queries, documents, seed)
         return
-    parallel = not set(task.dataset) & set(task.eval_splits)
-    for part in task.dataset.values() if parallel else [task.dataset]:
-        for split in (set(part) & set(task.eval_splits)) - {"train"}:
-            part[split] = _fewer(part[split], rows, seed)
+    for part, split in _evaluated(task):
+        part[split] = part[split].select(draw(range(len(part[split])), rows, seed))
 
 
-def _fewer(split: Any, rows: int | None, seed: int) -> Any:
+def _unpack(task: Any) -> None:
+    """Give a task of pairs a row for each; mteb's older sets hold all their pairs in one."""
     from datasets import Dataset
 
-    from eval.sample import draw
+    for part, split in _evaluated(task):
+        if len(part[split]) == 1 and isinstance(next(iter(part[split][0].values())), list):
+            part[split] = Dataset.from_dict(part[split][0])
 
-    if len(split) == 1 and isinstance(next(iter(split[0].values())), list):
-        split = Dataset.from_dict(split[0])  # mteb's older pair sets hold all their pairs in one row
-    return split.select(draw(range(len(split)), rows, seed))
+
+def _evaluated(task: Any) -> list[tuple[Any, str]]:
+    """(what holds it, its name) for every split of a task that is no search; subsets lie above splits, where there are
+    any."""
+    parallel = not set(task.dataset) & set(task.eval_splits)
+    parts = task.dataset.values() if parallel else [task.dataset]
+    return [(part, split) for part in parts for split in (set(part) & set(task.eval_splits)) - {"train"}]

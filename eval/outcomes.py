@@ -67,10 +67,7 @@ def _outcome(entry: SuiteTask, task: Any, rows: Any, predictions: Any) -> Outcom
     if entry.kind == "sts" and entry.metric == "cosine_spearman":
         return {"gold": _round(rows["score"]), "predicted": _round(predictions["cosine_scores"])}
     if entry.kind == "pair_classification":
-        labels = rows[task.label_column_name]
-        if len(rows) == 1 and isinstance(labels[0], list):
-            labels = labels[0]  # mteb's older sets hold all their pairs in one row
-        return {"gold": _round(labels), "predicted": _round(predictions["cosine_scores"])}
+        return {"gold": _round(rows[task.label_column_name]), "predicted": _round(predictions["cosine_scores"])}
     if entry.kind == "classification" and entry.metric == "accuracy":
         right = np.asarray(predictions) == np.asarray(list(rows[task.label_column_name]))
         return {"values": _round(right.mean(axis=0))}

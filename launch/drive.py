@@ -66,7 +66,7 @@ def drive(
     refuse_secrets(recipe.model_dump(mode="json"))
     join()
     folder = recipe.output / recipe.name
-    share = launched_share() if until == "embed" else Share(0, 1)
+    share = launched_share() if until == "embed" else Share()
     if share.world > 1 and world_size() == 1:  # one of several that know nothing of each other: a folder each
         folder = folder / f"share-{share.rank}"
     words = redacted(["eyas", *sys.argv[1:]])

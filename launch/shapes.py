@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
 from train.fold import check_foldable
-from train.pruning import layers_kept, spaced
+from train.pruning import placed_layers
 from train.recipe import BuiltStudent, PrunedStudent
 from train.student import built_config
 
@@ -173,11 +173,8 @@ def known_student(start: Any, teacher: Known, other: Callable[[str, str | None],
     if source.shape is None or source.shape.config is None or not isinstance(start, PrunedStudent):
         return source
     config = type(source.shape.config).from_dict(source.shape.config.to_dict())
-    total = int(config.num_hidden_layers)
-    count = layers_kept(start, total)
-    kept = start.layers or spaced(count, total)  # which ones makes no difference to the size
-    first = total - count if start.by == "top" and not start.layers else kept[0]
-    if start.fold and first > 0:
+    kept = placed_layers(start, int(config.num_hidden_layers))  # which ones makes no difference to the size
+    if start.fold and kept[0] > 0:
         with torch.device("meta"):
             check_foldable(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
     config.num_hidden_layers = len(kept)

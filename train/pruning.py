@@ -50,8 +50,9 @@ def importance(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
     return moved / tokens
 
 
-def layers_kept(start: PrunedStudent, total: int) -> int:
-    """How many of a model's `total` layers a recipe keeps.
+def placed_layers(start: PrunedStudent, total: int) -> list[int]:
+    """The layers that a recipe keeps of a model's `total`, ascending; where importance chooses them, so many at even
+    distances.
 
     Raises:
         ValueError: the model has no such layers.
@@ -59,11 +60,11 @@ def layers_kept(start: PrunedStudent, total: int) -> int:
     if start.layers is not None:
         if start.layers[-1] >= total:
             raise ValueError(f"student.start.layers {start.layers}: the model has layers 0 to {total - 1}")
-        return len(start.layers)
+        return start.layers
     assert start.keep is not None, "the recipe demands one of the two"
     if start.keep > total:
         raise ValueError(f"student.start.keep {start.keep}: the model has {total} layers")
-    return start.keep
+    return list(range(total - start.keep, total)) if start.by == "top" else spaced(start.keep, total)
 
 
 def chosen_layers(start: PrunedStudent, source: Embedder, texts: Sequence[str]) -> list[int]:
@@ -72,18 +73,13 @@ def chosen_layers(start: PrunedStudent, source: Embedder, texts: Sequence[str]) 
     Raises:
         ValueError: the model has no such layers, or importance is asked for without a text.
     """
-    total = _layers(source)
-    keep = layers_kept(start, total)
-    if start.layers is not None:
-        return start.layers
-    if start.by == "top":
-        return list(range(total - keep, total))
-    if start.by == "position":
-        return spaced(keep, total)
+    placed = placed_layers(start, _layers(source))
+    if start.layers is not None or start.by != "importance":
+        return placed
     if not texts:
         raise ValueError("student.start.by is importance, which is measured on texts: prepare the data first")
     order = np.argsort(-importance(source, texts[:IMPORTANCE_TEXTS]), kind="stable")
-    return sorted(int(layer) for layer in order[:keep])
+    return sorted(int(layer) for layer in order[: len(placed)])
 
 
 def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
