@@ -103,17 +103,17 @@ def _timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def report(result: dict[str, Any], *, save: bool = False) -> None:
+def report(result: dict[str, Any], *, save: bool = False, name: str | None = None) -> None:
     """Print a result as the last line of a benchmark, with the machine it was measured on.
 
-    `save`: also write it to `benchmarks/results/NAME.json`, NAME being `result["benchmark"]`, with the command and the
-    day; to NAME_quick.json where `full` is there and false, beside what `--full` gave. A result of a changed checkout
+    `save`: also write it to `benchmarks/results/NAME.json`, NAME being `result["benchmark"]` if not given, with the
+    command and the day; to NAME_quick.json where `full` is there and false, beside what `--full` gave. A result of a changed checkout
     is written too; the plus at its commit says so.
     """
     whole = {**result, "machine": machine()}
     if save:
         command = shlex.join(["python", "-m", f"benchmarks.{result['benchmark']}", *sys.argv[1:]])
-        path = saved_path(result["benchmark"], full=result.get("full", True))
+        path = saved_path(name or result["benchmark"], full=result.get("full", True))
         write_json(path, json.loads(json.dumps({**whole, "command": command, "day": today()}, default=_rounded)))
         say(f"saved {path.relative_to(RESULTS.parents[1])}")
     print(json.dumps(whole, default=_rounded), flush=True)

@@ -127,6 +127,8 @@ class Pace:
     """Seconds of the training step besides its steps: building the student, measuring, a start in closed form."""
     vector_seconds: float | None
     """Of the teacher's pass over all texts; None: its vectors were there before."""
+    token_seconds: float
+    """Of turning all texts into the student's tokens, which is done once, before the training."""
 
     def teacher_seconds(self) -> float:
         """Of the teacher's pass.
@@ -237,7 +239,8 @@ class Experiment:
         pipeline.run(until="tokenize")
         sampler = plan_stages(recipe, pipeline.at.inputs)[0].sampler
         tokens = fmean(float(sampler.batch(step).length_N.sum()) for step in range(SAMPLED_STEPS))
-        return Pace(per_token(later(lines)), tokens, whole["train"] - sum(seconds), vector_seconds)
+        overhead = whole["train"] - sum(seconds)
+        return Pace(per_token(later(lines)), tokens, overhead, vector_seconds, whole["tokenize"])
 
     def made_from(self, minutes: float) -> str:
         """What a run's figures depend on besides the machine, the product and the seed: the recipe, and for how long.

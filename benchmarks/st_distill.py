@@ -2,7 +2,7 @@
 
     python -m benchmarks.st_distill vectors|train SETTINGS.json
 
-`vectors` encodes the texts with the teacher once, at the faster of two batch sizes; `train` is the recipe of its
+`vectors` encodes the texts with the teacher once, at the fastest of some batch sizes; `train` is the recipe of its
 documentation: `EmbedDistillLoss` (cosine) on those vectors as labels, through `SentenceTransformerTrainer`, with its
 defaults but for what SETTINGS says. Both write `result.json` with their seconds to the folder `out`, as the last thing.
 """
@@ -23,9 +23,9 @@ from transformers import TrainerCallback
 
 from embedding.files import read_json, write_json
 
-BATCHES = (32, 128)
-"""Tried for the teacher's pass, on TRIED texts."""
-TRIED = 512
+BATCHES = (8, 16, 32, 64, 128)
+"""Tried for the teacher's pass, on some TRIED texts from everywhere that have been encoded once before."""
+TRIED = 1_024
 WARM = 0.1
 """Share of the steps that does not count for the pace."""
 
@@ -55,7 +55,9 @@ def vectors(given: Settings) -> dict[str, Any]:
     texts = read_json(Path(given.texts))
     teacher = SentenceTransformer(given.model, device="cpu")
     teacher.max_seq_length = given.max_tokens
-    tried = {size: _timed(lambda size=size: teacher.encode(texts[:TRIED], batch_size=size)) for size in BATCHES}
+    some = texts[:: max(1, len(texts) // TRIED)]
+    teacher.encode(some)
+    tried = {size: _timed(lambda size=size: teacher.encode(some, batch_size=size)) for size in BATCHES}
     best = min(tried, key=lambda size: tried[size][0])
     seconds, found = _timed(lambda: teacher.encode(texts, batch_size=best, normalize_embeddings=True))
     np.save(Path(given.out) / "vectors.npy", found.astype(np.float32))

@@ -1,12 +1,14 @@
 """The same student, data and minutes for the product and for sentence-transformers' own distillation.
 
-    python -m benchmarks.versus_st [--full] [--minutes 5] [--seeds 0] [--no-folded] [--add] [--work FOLDER] [--smoke]
+    python -m benchmarks.versus_st [--full] [--layers 2] [--minutes 5] [--seeds 0] [--no-folded] [--add] [--work FOLDER]
+                                   [--smoke]
 
-The student is the last two of the six layers of all-MiniLM-L6-v2. The product trains `configs/experiments/versus.yaml`,
-which begins by folding the layers below into the token embeddings; the other side trains the same layers, copied, on
-the very same texts with `EmbedDistillLoss` and precomputed vectors, through its Trainer (`benchmarks.st_distill`). To
-tell what the start gives from what the training gives, the other side trains the folded student too, at the setting
-found for the copied one, the seconds of the fold counted on it as well.
+The student is the last two of the six layers of all-MiniLM-L6-v2, or as many as `--layers` says (its result is saved
+as versus_st_layers_N). The product trains `configs/experiments/versus.yaml`, which begins by folding the layers below
+into the token embeddings; the other side trains the same layers, copied, on the very same texts with
+`EmbedDistillLoss` and precomputed vectors, through its Trainer (`benchmarks.st_distill`). To tell what the start gives
+from what the training gives, the other side trains the folded student too, at the setting found for the copied one, the
+seconds of the fold counted on it as well.
 
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
 measured in turns. Learning rate and batch size are searched on both sides over the same grid, with the same minutes
@@ -63,6 +65,8 @@ from train.student import build_student
 
 SEARCH_TEXTS = 1_000
 """Held-out texts that a setting is chosen by."""
+LAYERS = 2
+"""Of the student that the protocol fixed before the first run."""
 STARTS = {"copied": "points_ahead", "folded": "points_ahead_same_start"}
 """The peer's starts, and what the difference from each is called."""
 UNIT = 1e-3
@@ -78,6 +82,11 @@ class Setting(NamedTuple):
     def words(self) -> tuple[str, ...]:
         """For `eyas run`."""
         return f"stages.0.learning_rate={self.learning_rate}", f"stages.0.batch_size={self.batch_size}"
+
+
+def saved_as(name: str, given: Namespace) -> str:
+    """What the results and the folder of a student are called."""
+    return name if given.layers == LAYERS else f"{name}_layers_{given.layers}"
 
 
 class Peer:
@@ -174,13 +183,17 @@ class Versus:
     def __init__(self, given: Namespace, fixed: Protocol) -> None:
         self.given, self.plan, self.smoke = given, fixed.versus_st, given.smoke
         self._pace_steps = SMOKE_STEPS if given.smoke else fixed.pace_steps
-        self.experiment = Experiment.of("versus", given, self.plan.cut)
+        experiment = Experiment.of("versus", given, self.plan.cut)
+        if given.layers != LAYERS:  # its own texts, vectors and times: nothing is shared with the other student
+            experiment = replace(experiment, work=experiment.work.with_name(saved_as(experiment.work.name, given)))
+        self.experiment = experiment.with_settings(f"student.start.keep={given.layers}")
         grid = [Setting(rate, size) for size in self.plan.batch_sizes for rate in self.plan.learning_rates]
         self.grid = [setting._replace(batch_size=8) for setting in grid[:2]] if given.smoke else grid
         sizes = dict.fromkeys(setting.batch_size for setting in self.grid)
         of_size = {size: self.experiment.with_settings(f"stages.0.batch_size={size}") for size in sizes}
         self.paces = {size: experiment.pace(fixed.pace_steps) for size, experiment in of_size.items()}
-        self.vector_seconds = next(iter(self.paces.values())).teacher_seconds()
+        first = next(iter(self.paces.values()))
+        self.vector_seconds = first.teacher_seconds() + first.token_seconds  # the peer's Trainer tokenizes as it trains
         self.recipe = load_config(Recipe, self.experiment.recipe, self.experiment.overrides("any"))
         self.data = self.experiment.prepared()
         self.peer = Peer(self.experiment, self.recipe, self.data)
@@ -293,6 +306,7 @@ def main() -> None:
     options.add_argument(
         "--no-folded", action="store_true", help="without the peer's training from the product's start"
     )
+    options.add_argument("--layers", type=int, choices=range(1, 6), default=LAYERS, help="of the student")
     given = options.parse_args()
     fixed = planned(given, "versus_st")
     both = Versus(given, fixed)
@@ -303,7 +317,7 @@ def main() -> None:
     around = {"untrained": both.scored("untrained", both.peer.start("copied"))}
     if given.full:
         around["teacher"] = both.scored("teacher", resolve_model(TEACHER))
-    facts = {
+    found = {
         "made_from": both.made_from(),
         "search": {side: {str(tuple(s)): v for s, v in of.items()} for side, of in (("ours", ours), ("peer", theirs))},
         "chosen": {"ours": our_setting._asdict(), "peer": their_setting._asdict()},
@@ -314,14 +328,14 @@ def main() -> None:
         },
         "ran": ran(),
     }
-    runs = []
+    runs, name = [], saved_as("versus_st", given)
     for seed in given.seeds:
         trials = both.theirs(their_setting, seed) | both.ours(our_setting, seed)
-        runs.append({"seed": seed, **of_seed(trials, around), **facts})
+        runs.append({"seed": seed, **of_seed(trials, around), **found})
     if given.add:
-        runs += saved_runs(saved_path("versus_st", full=given.full), None, both.made_from(), besides=given.seeds)
-    result = {"benchmark": "versus_st", "full": given.full, "minutes": given.minutes, **together(runs)}
-    report(result, save=given.save)
+        runs += saved_runs(saved_path(name, full=given.full), None, both.made_from(), besides=given.seeds)
+    facts = {"benchmark": "versus_st", "full": given.full, "layers": given.layers, "minutes": given.minutes}
+    report({**facts, **together(runs)}, save=given.save, name=name)
 
 
 def of_seed(trials: Mapping[str, Trial], around: Mapping[str, Scorecard]) -> dict[str, Any]:

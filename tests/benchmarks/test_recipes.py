@@ -43,7 +43,7 @@ def test_the_recipes_are_valid_and_read_only_what_may_be_trained_on(eyas_data: P
 
 
 def test_the_steps_fill_the_seconds() -> None:
-    pace = Pace(seconds_per_token=1e-3, tokens_per_step=100.0, overhead=10.0, vector_seconds=0.0)
+    pace = Pace(seconds_per_token=1e-3, tokens_per_step=100.0, overhead=10.0, vector_seconds=0.0, token_seconds=0.0)
     assert pace.steps(20.0) == 100
     with pytest.raises(ValueError, match="give more --minutes"):
         pace.steps(10.05)
