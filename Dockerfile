@@ -23,7 +23,7 @@ COPY eval eval
 COPY train train
 COPY launch launch
 COPY configs configs
-RUN pip install --no-cache-dir -c constraints.txt '.[eval,demo,wandb,lora,mine]'
+RUN pip install --no-cache-dir -c constraints.txt '.[eval,demo,wandb,lora,mine,documents,clean]'
 
 # Nobody needs root in there; -u "$(id -u)" makes what is written yours.
 RUN useradd --create-home eyas

@@ -30,7 +30,7 @@ from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, n
 from embedding.config import Config
 from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
 
-FORMAT = 5
+FORMAT = 6
 """Raised when the same sources would give other tables; part of the fingerprint."""
 SHORT = "short texts that equal an evaluation text"
 """Fact of a source: how many of its texts stay for being short (`DecontaminationConfig.least_chars`)."""
@@ -95,7 +95,9 @@ def _contents(source: Source) -> Any:
 
 
 def _hashed(paths: Sequence[Path]) -> list[list[str]]:
-    return [[path.name, sha256_file(path)] for path in paths if path.is_file()]
+    files = [path for path in paths if path.is_file()]
+    names = [path.name.encode("utf-8", "backslashreplace").decode() for path in files]  # not every name is UTF-8
+    return [[name, sha256_file(path)] for name, path in zip(names, files, strict=True)]
 
 
 def prepare(
@@ -177,7 +179,7 @@ def _build(
     if not selection.kept_M.any():
         reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.most_common())
         raise ValueError(
-            f"no row is left to train on: {reasons or 'all are held out'}; add rows or lower `heldout.share`"
+            f"no row is left to train on: {reasons or 'all are held out'}; add rows or lower `data.heldout.share`"
         )
     texts, examples = selection.write(folder, names)
     write_fates(folder, selection, names)

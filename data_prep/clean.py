@@ -5,17 +5,25 @@ import re
 import unicodedata
 from functools import cache
 
-_GAPS = re.compile(r"[\W_]+")
-"""For ASCII."""
+_GAPS = re.compile(r"\W+")
+"""For ASCII without underscores."""
+_SELECTORS = {*range(0xFE00, 0xFE10), *range(0x180B, 0x1810)}
+"""Variation selectors of the Basic Multilingual Plane (Unicode 16, 23.4)."""
 
 
 @cache
 def _any_gaps() -> re.Pattern[str]:
     """For any script. To Python's `\\w` the vowel signs of Indic and Thai letters, which tell words apart, are no part
-    of a word."""
-    codes = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))  # all marks of Unicode 16 lie there
-    marks = "".join(chr(code) for code in codes if unicodedata.category(chr(code))[0] == "M")
-    return re.compile(f"(?:[^\\w{marks}]|_)+")
+    of a word; here they are. Variation selectors and enclosing marks, which make an emoji of a sign, stay gaps."""
+    marks: list[list[int]] = []
+    for code in range(0x300, 0x20000):  # beyond it all are selectors
+        if unicodedata.category(chr(code)) not in ("Mn", "Mc") or code in _SELECTORS:
+            continue
+        if marks and marks[-1][1] == code - 1:
+            marks[-1][1] = code
+        else:
+            marks.append([code, code])
+    return re.compile(f"[^\\w{''.join(f'{chr(first)}-{chr(last)}' for first, last in marks)}]+")
 
 
 def normal_form(text: str) -> str:
@@ -25,7 +33,7 @@ def normal_form(text: str) -> str:
     """
     ascii_only = text.isascii()
     folded = text.casefold() if ascii_only else unicodedata.normalize("NFKC", text).casefold()
-    return (_GAPS if ascii_only else _any_gaps()).sub(" ", folded).strip() or folded.strip()
+    return (_GAPS if ascii_only else _any_gaps()).sub(" ", folded.replace("_", " ")).strip() or folded.strip()
 
 
 def digest(text: str) -> int:

@@ -19,6 +19,8 @@ MARKDOWN, HTML, PYTHON = {".md", ".markdown"}, {".html", ".htm", ".xhtml"}, {".p
 PLAIN = {".txt", ".text", ".rst"}
 READ = PLAIN | MARKDOWN | HTML | PYTHON
 """The endings of the files that are read in a folder."""
+OTHER_KIND = "a file of a kind that is not read"
+"""Why any other file of a folder is dropped."""
 PASSAGE_WORDS = 200
 """Words of a passage, at most: a longer section is cut at the end of a sentence."""
 FEWEST_WORDS = 8
@@ -58,7 +60,7 @@ def pairs_of(path: Path, text: str, kinds: Sequence[Pairing]) -> Iterator[Found]
     """The pairs of a file, in its order.
 
     Raises:
-        SyntaxError, ValueError: Python source that does not parse.
+        SyntaxError, ValueError: Python source or HTML that does not parse.
     """
     if path.suffix.lower() in PYTHON:
         if "docstring" in kinds:
@@ -79,7 +81,11 @@ def pairs_of(path: Path, text: str, kinds: Sequence[Pairing]) -> Iterator[Found]
 
 
 def read_document(path: Path, text: str) -> Document:
-    """A file's title and sections, by its ending; anything else is plain text."""
+    """A file's title and sections, by its ending; anything else is plain text.
+
+    Raises:
+        ValueError: HTML that does not parse.
+    """
     if path.suffix.lower() in MARKDOWN:
         return _markdown(text)
     if path.suffix.lower() in HTML:
@@ -169,8 +175,12 @@ def _markdown(text: str) -> Document:
 
 def _html(text: str) -> Document:
     from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
 
-    soup = BeautifulSoup(text, "html.parser")
+    try:
+        soup = BeautifulSoup(text, "html.parser")
+    except ParserRejectedMarkup as error:
+        raise ValueError(str(error)) from None
     for gone in soup(["script", "style", "nav", "header", "footer", "aside", "form", "noscript", "template"]):
         gone.decompose()
     title = _flat(soup.title.get_text()) if soup.title else ""
@@ -190,16 +200,15 @@ def _assembled(title: str, pieces: Sequence[tuple[int, str]]) -> Document:
     first = next((words for level, words in pieces if level), "")
     title = title or first
     path: list[tuple[int, str]] = []
-    sections = [Section((), "")]
+    sections: list[tuple[tuple[str, ...], list[str]]] = [((), [])]
     for level, words in pieces:
         if level:
             path = [*(step for step in path if step[0] < level), (level, words)]
             named = tuple(name for _, name in path if name and name not in (title, first))
-            sections.append(Section(named, ""))
+            sections.append((named, []))
         elif words:
-            joined = f"{sections[-1].text} {words}".strip()
-            sections[-1] = sections[-1]._replace(text=joined)
-    return Document(title, [section for section in sections if section.text])
+            sections[-1][1].append(words)
+    return Document(title, [Section(named, " ".join(parts)) for named, parts in sections if parts])
 
 
 def _flat(text: str) -> str:

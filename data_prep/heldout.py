@@ -68,25 +68,24 @@ class Task(NamedTuple):
 
 
 def write_pair_tasks(folder: Path, name: str, pairs: Sequence[Pair], instruction: str, queries: int) -> dict[str, Task]:
-    """Write what can be asked of held-out pairs: an STS task where they are graded, else a retrieval task.
+    """Write what can be asked of held-out pairs: an STS task of those that are graded, a retrieval task of the others.
 
     Returns the tasks that were written, by kind; none for a single document or grade.
     """
+    tasks = {}
     graded = [pair for pair in pairs if pair.score is not None]
-    if graded:
-        if len({pair.score for pair in graded}) < 2:
-            return {}
+    if len({pair.score for pair in graded}) > 1:
         _write(
             folder / "sts" / f"{name}.parquet",
             sentence1=[pair.query for pair in graded],
             sentence2=[pair.document for pair in graded],
             score=[pair.score for pair in graded],
         )
-        return {"sts": Task(len(graded), instruction)}
-    if len({digest(pair.document) for pair in pairs}) < 2:
-        return {}
-    written = write_retrieval(folder, name, [(pair.query, pair.document) for pair in pairs], queries)
-    return {"retrieval": Task(written, instruction)}
+        tasks["sts"] = Task(len(graded), instruction)
+    plain = [(pair.query, pair.document) for pair in pairs if pair.score is None]
+    if len({digest(document) for _, document in plain}) > 1:
+        tasks["retrieval"] = Task(write_retrieval(folder, name, plain, queries), instruction)
+    return tasks
 
 
 def write_retrieval(folder: Path, name: str, pairs: Sequence[tuple[str, str]], queries: int) -> int:

@@ -26,7 +26,7 @@ from data_prep.tables import EXAMPLES, Examples, Ragged, Texts, pieces, write_ta
 from embedding.config import Config
 from embedding.files import fingerprint, new_folder, read_manifest, write_manifest
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same inputs would give other negatives; part of the fingerprint."""
 BLOCK_BYTES, BLOCK_ROWS, BLOCK_CANDIDATES = 16 << 20, 4_096, 1 << 19
 """Queries in float32, rows, and candidates looked at at a time, at most."""

@@ -98,10 +98,13 @@ class Reduction:
             save_file({"axes": self.axes_RE}, aside, metadata={"fidelity": json.dumps(asdict(self.fidelity))})
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
-            os.link(aside, folder / FILE)
+            try:
+                os.link(aside, folder / FILE)
+            except FileExistsError:
+                return self.load(folder)
+            except OSError:  # a file system without hard links; who writes at the same time has fitted the same sample
+                aside.replace(folder / FILE)
             sync_folder(folder)
-        except FileExistsError:
-            return self.load(folder)
         finally:
             aside.unlink(missing_ok=True)
         return self

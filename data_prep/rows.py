@@ -182,23 +182,27 @@ def same_label(rows: Iterator[Numbered], tally: Tally) -> Iterator[Numbered]:
     label is dropped and counted.
     """
     first: dict[str, Numbered] = {}
-    last: dict[str, str] = {}
+    last: dict[str, Row] = {}
+
+    def paired(found: Numbered, other: Row) -> Numbered:
+        return found._replace(row=found.row._replace(positives=(other.query,), positive_lang=other.lang))
+
     for found in rows:
         label = found.row.group
         assert label is not None
-        if label in last and last[label] != found.row.query:
-            yield found._replace(row=found.row._replace(positives=(last[label],)))
+        if label in last and last[label].query != found.row.query:
+            yield paired(found, last[label])
         elif label in last:
             tally.drop("duplicate", found.place, found.number)
             continue
         else:
             first[label] = found
-        last[label] = found.row.query
+        last[label] = found.row
     for label, found in first.items():
-        if last[label] == found.row.query:
+        if last[label].query == found.row.query:
             tally.drop("the only text of its label", found.place, found.number)
         else:
-            yield found._replace(row=found.row._replace(positives=(last[label],)))
+            yield paired(found, last[label])
 
 
 def _text(values: Any, column: str) -> str:
@@ -248,6 +252,8 @@ def _group(values: Any, column: str | None) -> str | None:
     if not _given(values, column):
         return None
     value = values[column]
+    if isinstance(value, float) and math.isnan(value):  # how a table of numbers writes none
+        return None
     if isinstance(value, list | dict):
         raise BadRow(f"{column!r} is {type(value).__name__}, expected text or a number")
     return _check(str(value), str(column))

@@ -28,6 +28,10 @@ GRAPH_LINKS = 32
 MOST_EFFORT = 2_048
 
 
+HELD_SHARE = 0.5
+"""Of a GPU's free memory, for documents; scores and queries want some too."""
+
+
 class Search(Protocol):
     """Documents to search among."""
 
@@ -104,10 +108,18 @@ class Exact:
 
 
 class OnDevice:
-    """Every document compared, by torch on a GPU."""
+    """Every document compared, by torch on a GPU; where they fit, they lie there."""
 
     def __init__(self, rows_P: np.ndarray, vectors: Vectors, device: str) -> None:
-        self._chunks, self._device, self._count = _Chunks(rows_P, vectors), device, len(rows_P)
+        self._chunks, self._device = _Chunks(rows_P, vectors), device
+        width = self._chunks(0).shape[1]
+        fit = 4 * width * len(rows_P) <= HELD_SHARE * _free_bytes(device)
+        self._held = {start: self._there(start) for start in self._chunks.starts()} if fit else {}
+
+    def _there(self, start: int) -> Any:
+        import torch
+
+        return torch.from_numpy(self._chunks(start)).to(self._device)
 
     def nearest(self, query_QE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Search`."""
@@ -116,7 +128,7 @@ class OnDevice:
         query = torch.from_numpy(query_QE).to(self._device)
         best_scores, best_places = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.int64)
         for start in self._chunks.starts():
-            documents = torch.from_numpy(self._chunks(start)).to(self._device)
+            documents = self._held[start] if self._held else self._there(start)
             scores, places = (query @ documents.T).topk(min(k, len(documents)))
             scores, places = torch.cat([best_scores, scores], 1), torch.cat([best_places, places + start], 1)
             best_scores, order = scores.topk(min(k, scores.shape[1]))
@@ -125,6 +137,13 @@ class OnDevice:
         best_scores = torch.nn.functional.pad(best_scores, (0, missing), value=-torch.inf)
         best_places = torch.nn.functional.pad(best_places, (0, missing), value=-1)
         return best_scores.cpu().numpy(), best_places.cpu().numpy()
+
+
+def _free_bytes(device: str) -> float:
+    """Of a GPU's memory."""
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[0]) if torch.device(device).type == "cuda" else 0.0
 
 
 class Approximate:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data_prep.beir import beir_files, read_beir
-from data_prep.documents import PYTHON, READ, Pairing, pairs_of
+from data_prep.documents import OTHER_KIND, PYTHON, READ, Pairing, pairs_of
 from data_prep.filters import FilterConfig
 from data_prep.mteb_tasks import read_task, task_folder, task_settings
 from data_prep.readers import (
@@ -225,7 +225,8 @@ class DocumentsSource(_Files):
     """Pairs that documents hold without anybody's labels (`data_prep.documents`): a file, a pattern such as
     `docs/**/*.md`, or a folder with everything in it that is text, Markdown, HTML or Python.
 
-    A file that holds no pair or cannot be read is dropped and counted. Needs `pip install 'eyas[documents]'`.
+    A file of another kind, that holds no pair, or that cannot be read is dropped and counted. Needs
+    `pip install 'eyas[documents]'`.
     """
 
     kind: Literal["documents"]
@@ -242,11 +243,15 @@ class DocumentsSource(_Files):
     def records(self) -> Iterator[Record]:
         """The pairs of all files, in the order of the files' names."""
         named = [path for path in self.files() if path.is_file()]
-        read = [path for path in named if path.suffix.lower() in READ]
-        if not read:
+        if not any(path.suffix.lower() in READ for path in named):
             raise ValueError(f"{self.path}: {len(named)} files, and none that ends in {', '.join(sorted(READ))}")
-        for path in read:
-            yield from self._pairs(path)
+        for path in named:
+            if path.suffix.lower() in READ:
+                yield from self._pairs(path)
+            elif (
+                self.on_error == "drop"
+            ):  # whoever wants to stop at a bad file has pictures beside the text all the same
+                yield Record(str(path), {}, OTHER_KIND)
 
     def _pairs(self, path: Path) -> Iterator[Record]:
         found = 0
@@ -340,6 +345,8 @@ def _usable(source: ColumnSource, tally: Tally) -> Iterator[Numbered]:
 def _stem(path: str) -> str:
     """The name of a file without its endings: `faq` of `faq.jsonl.gz`."""
     name = Path(path).name
+    if name in ("", ".."):  # of the working folder, or one above it
+        name = Path(path).resolve().name
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
     return Path(name).stem.replace("*", "all")

@@ -208,7 +208,11 @@ def load_local(config: TeacherConfig) -> Embedder:
 
 
 def _device() -> str:
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}" if torch.cuda.is_available() else "cpu"
+    """This process's own GPU: that of its launcher's number, or of its Slurm task where each task sees all GPUs."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return f"cuda:{local % torch.cuda.device_count()}"
 
 
 def _loading(config: TeacherConfig) -> dict[str, Any]:

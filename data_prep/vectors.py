@@ -188,7 +188,10 @@ class VectorStore:
         before = dict(read_json(record)) if record.is_file() else {}
         now: dict[str, list[int]] = {}
         for path in self._files():
-            found = stamp(path)
+            try:
+                found = stamp(path)
+            except FileNotFoundError:
+                continue  # another process found it damaged meanwhile, and set it aside
             if self._take(path, check=verify and before.get(path.name) != found) and verify:
                 now[path.name] = found
         # A store that several share may be read-only; then it is simply checked again.

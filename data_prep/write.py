@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_prep.assemble import write_rows
 from data_prep.chat import Answer, Chat, ChatConfig
 from data_prep.clean import digest, normal_form
-from data_prep.documents import HTML, MARKDOWN, PLAIN, passages, read_document
+from data_prep.documents import HTML, MARKDOWN, OTHER_KIND, PLAIN, passages, read_document
 from data_prep.embed import embed_texts
 from data_prep.rows import Row, Tally
 from data_prep.search import search_among, unit
@@ -228,8 +228,11 @@ def _documents(source: ColumnSource, tally: Tally) -> Iterator[Document]:
                 yield Document(text, found.place, found.row.group or found.place)
         return
     endings = PLAIN | MARKDOWN | HTML
-    for path in (path for path in source.files() if path.suffix.lower() in endings):
+    for path in source.files():
         tally.read += 1
+        if path.suffix.lower() not in endings:
+            tally.drop(OTHER_KIND, str(path), tally.read)
+            continue
         try:
             document = read_document(path, path.read_text(encoding="utf-8-sig"))
         except (UnicodeDecodeError, ValueError, RecursionError):

@@ -37,7 +37,7 @@ def mine_negatives(at: Workspace, ledger: Ledger) -> Result:
         made_from["model"] = stamps(resolve_model(config.model))
 
     def work() -> Result:
-        vectors, identity = _student_vectors(config, at) if config.model else (_teacher_vectors(at), None)
+        vectors, identity = _student_vectors(config, at) if config.model else (_teacher_vectors(at, ledger), None)
         mined_from = {**made_from, "model": identity}
         folder = at.cache / "mined" / fingerprint(mined_from)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,7 +54,9 @@ def mine_negatives(at: Workspace, ledger: Ledger) -> Result:
     return result
 
 
-def _teacher_vectors(at: Workspace) -> Vectors:
+def _teacher_vectors(at: Workspace, ledger: Ledger) -> Vectors:
+    if (at.positions_N < 0).any():
+        ledger.forget("embed")
     return _stored(at.store, at.positions_N)
 
 
@@ -71,5 +73,5 @@ def _student_vectors(config: MineConfig, at: Workspace) -> tuple[Vectors, dict[s
 def _stored(store: VectorStore, positions_N: np.ndarray) -> Vectors:
     lost = int((positions_N < 0).sum())
     if lost:
-        raise ValueError(f"{store.folder}: {lost} vectors are gone; run `eyas embed` again")
+        raise ValueError(f"{store.folder}: {lost} vectors are gone; the same command computes them again")
     return lambda rows: store.read(positions_N[rows])

@@ -27,6 +27,7 @@ from data_prep.tables import Texts
 from data_prep.teacher import AnyTeacher, load_teacher, vector_keys
 from data_prep.units import Rota, Share, cut_units, text_bytes
 from data_prep.vectors import VectorStore, first_rows
+from data_prep.vectors_care import rows_stored
 from embedding.embedder import Embedder
 from launch.drive import drive
 from launch.engine import Engine, Job, inherited_path
@@ -124,6 +125,7 @@ class RayPipeline(Pipeline):
             "width": facts["width"],
             "parameters": facts["parameters"],
             "vectors": {"computed": computed, "reused": len(distinct_N) - computed},
+            "rows": rows_stored(store.folder),
             "tokens": sum(int(row["tokens"]) for row in rows),
             "cut": sum(int(row["cut"]) for row in rows),
         }

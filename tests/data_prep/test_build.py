@@ -224,6 +224,13 @@ def test_graded_pairs_become_an_sts_task(tmp_path: Path) -> None:
     assert table.column_names == ["sentence1", "sentence2", "score"]
 
 
+def test_pairs_of_a_graded_source_that_have_no_grade_become_a_retrieval_task(tmp_path: Path) -> None:
+    rows = [{**pair(i), "s": i % 5 if i % 2 else None} for i in range(100)]
+    summary = prepare(config(write(tmp_path / "x.jsonl", rows), share=0.2, score="s"), tmp_path / "out")
+    assert set(summary["heldout"]) == {"sts/x", "retrieval/x"}
+    assert sum(summary["heldout"].values()) == 20
+
+
 def test_a_handful_of_rows_is_all_trained_on(tmp_path: Path) -> None:
     summary = prepare(config(write(tmp_path / "x.jsonl", [pair(i) for i in range(3)]), share=0.05), tmp_path / "out")
     assert (summary["examples"], summary["heldout"]) == (3, {})

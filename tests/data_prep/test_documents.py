@@ -117,12 +117,14 @@ def test_a_folder_of_documents_becomes_tables(tmp_path: Path) -> None:
     (docs / "latin.txt").write_bytes("Füchse".encode("latin-1"))
     (docs / "empty.md").write_text("")
     (docs / "picture.png").write_bytes(b"\x89PNG")
+    (docs / "no_parser_reads_this.html").write_text("<![draft[")
     config = parse_config(DataConfig, {"sources": [{"kind": "documents", "path": str(docs)}], "heldout": {"share": 0}})
     summary = prepare(config, tmp_path / "out", progress=False)
     facts = summary["sources"]["my docs"]
-    assert facts["rows"] == facts["examples"] + 3
+    assert facts["rows"] == facts["examples"] + 5
     assert facts["dropped"]["not UTF-8"] == facts["dropped"]["source code that does not parse"] == 1
     assert facts["dropped"]["no pair in the document"] == 1
+    assert facts["dropped"]["a file of a kind that is not read"] == facts["dropped"]["text that cannot be read"] == 1
     assert facts["places"]["not UTF-8"] == [str(docs / "latin.txt")]
     examples = Examples.load(tmp_path / "out" / "examples")
     assert len(set(examples.groups.tolist())) == 3, "a group for each document"

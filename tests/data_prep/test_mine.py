@@ -210,7 +210,11 @@ def test_every_search_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     true = np.argsort(-(queries.astype(np.float64) @ documents.T), axis=1)[:, :10]
     rows = np.arange(3_000)
     monkeypatch.setattr("data_prep.search.CHUNK_BYTES", 1_100 * 32 * 4)
-    for search in (Exact(rows, documents.__getitem__), OnDevice(rows, documents.__getitem__, "cpu")):
+    streamed = OnDevice(rows, documents.__getitem__, "cpu")
+    monkeypatch.setattr("data_prep.search._free_bytes", lambda device: 1e9)
+    held = OnDevice(rows, documents.__getitem__, "cpu")
+    assert (len(streamed._held), len(held._held)) == (0, 3)
+    for search in (Exact(rows, documents.__getitem__), streamed, held):
         scores, places = search.nearest(queries, 10)
         np.testing.assert_array_equal(places, true)
         np.testing.assert_allclose(scores, np.take_along_axis(queries @ documents.T, places, 1), atol=1e-5)

@@ -108,6 +108,34 @@ def test_lists_scores_groups_and_languages(tmp_path: Path) -> None:
     assert rows("jsonl", path, **mapping) == expected
 
 
+def test_texts_of_a_label_keep_their_languages(tmp_path: Path) -> None:
+    lines = [{"t": "eins", "l": "number", "g": "de"}, {"t": "two", "l": "number", "g": "en"}]
+    path = write_lines(tmp_path / "x.jsonl", [json.dumps(line) for line in lines])
+    found = {
+        (row.query, row.lang, *row.positives, row.positive_lang)
+        for row in rows("jsonl", path, text="t", label="l", lang="g")
+    }
+    assert found == {("eins", "de", "two", "en"), ("two", "en", "eins", "de")}
+
+
+def test_a_group_that_is_not_a_number_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"q": ["a", "b"], "p": ["c", "d"], "g": [1.0, float("nan")]}), path)
+    assert [row.group for row in rows("parquet", path, query="q", positive="p", group="g")] == ["1.0", None]
+
+
+def test_a_source_is_named_after_the_folder_that_a_dot_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "handbook").mkdir()
+    monkeypatch.chdir(tmp_path / "handbook")
+    assert [source("documents", path, pairs=["title"]).title() for path in (".", "../handbook", "..")] == [
+        "handbook",
+        "handbook",
+        tmp_path.name,
+    ]
+
+
 def test_single_texts_and_limit(jsonl: Path) -> None:
     assert rows("jsonl", jsonl, text="answer", limit=2) == [Row(row["answer"]) for row in FAQ[:2]]
 

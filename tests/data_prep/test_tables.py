@@ -56,3 +56,9 @@ def test_what_a_copy_may_change_makes_no_difference() -> None:
     for one, other in (("Größe, naïve!", "GRÖSSE naïve"), ("東京、大阪。", "東京 大阪"), ("a_b – c", "A b c")):
         assert normal_form(one) == normal_form(other)
     assert digest("==") != digest("!=")
+    assert normal_form("so happy \u2764\ufe0f today") == normal_form("So happy \u2764 today!") == "so happy today"
+
+
+def test_emoji_alone_are_different_texts() -> None:
+    signs = ("\u2764\ufe0f", "\u2600\ufe0f", "\u26a0\ufe0f", "1\ufe0f\u20e3", "\U0001f44d")
+    assert len({digest(sign) for sign in signs}) == len(signs)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.tables import Examples
-from embedding.files import read_json
+from embedding.files import read_json, write_json
 from tests.launch.conftest import RUN, STEPS, eyas, skipped
 
 MINING = ["mine.negatives=3", "mine.ranks=[1, 20]"]
@@ -39,6 +39,19 @@ def test_mined_negatives_are_trained_on_and_mined_once(finished: Path) -> None:
     assert skipped(eyas("run", "mine.yaml", *MINING)) == WITH_MINE
     again = eyas("run", "mine.yaml", *MINING, "mine.relative=0.8")
     assert skipped(again) == ["prepare", "embed", "tokenize"]
+
+
+def test_vectors_that_are_gone_are_computed_again_by_the_same_command(finished: Path) -> None:
+    record = read_json(RUN / "steps" / "embed.json")
+    (shard, *_) = sorted(Path(record["result"]["outputs"][0]).glob("shards/*"))
+    shard.unlink()
+    record["result"]["rows"] = 0  # as where another recipe has put its own vectors there meanwhile
+    write_json(RUN / "steps" / "embed.json", record)
+    result = eyas("mine", "mine.yaml", *MINING)
+    assert result.exit_code == 2
+    assert "vectors are gone; the same command computes them again" in " ".join(result.stderr.split())
+    again = eyas("mine", "mine.yaml", *MINING)
+    assert again.exit_code == 0, again.output
 
 
 def test_negatives_that_a_step_takes_change_the_model(finished: Path) -> None:
