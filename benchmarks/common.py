@@ -107,8 +107,8 @@ def report(result: dict[str, Any], *, save: bool = False, name: str | None = Non
     """Print a result as the last line of a benchmark, with the machine it was measured on.
 
     `save`: also write it to `benchmarks/results/NAME.json`, NAME being `result["benchmark"]` if not given, with the
-    command and the day; to NAME_quick.json where `full` is there and false, beside what `--full` gave. A result of a changed checkout
-    is written too; the plus at its commit says so.
+    command and the day; to NAME_quick.json where `full` is there and false, beside what `--full` gave. A result of a
+    changed checkout is written too; the plus at its commit says so.
     """
     whole = {**result, "machine": machine()}
     if save:

@@ -18,6 +18,7 @@ from benchmarks.pairs import TEACHER, load_inputs
 from benchmarks.steps import train_state
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
+from embedding.attention import recomputed_alike
 from embedding.layout import resolve_model
 from embedding.memory import keep_freed_memory
 from train.calibrate import calibrate
@@ -71,7 +72,7 @@ class Ours:
         module = build_student(student, None, 0, project=False).to(case.device).train()
         if case.layer_checkpointing:
             backbone: Any = module.embedder.backbone
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputed_alike(backbone)})
         if case.compiled:
             compile_layers(module.embedder.backbone)
         with accelerator.autocast():

@@ -29,7 +29,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,7 @@ from benchmarks.recipes import (
     steps_logged,
 )
 from benchmarks.st_distill import Settings
+from benchmarks.versus_seeds import of_seed, together
 from data_prep.tables import Texts
 from embedding.config import load_config
 from embedding.embedder import Embedder
@@ -56,7 +57,7 @@ from embedding.files import fingerprint, new_folder, read_json, sha256_file, wri
 from embedding.layout import resolve_model
 from eval.compare import as_card
 from eval.scorecard import Scorecard
-from eval.study import Drawn, Trial, shared_tasks, verdict
+from eval.study import Trial
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
 from train.fold import FOLD_TEXTS, covering, fold
@@ -67,10 +68,6 @@ SEARCH_TEXTS = 1_000
 """Held-out texts that a setting is chosen by."""
 LAYERS = 2
 """Of the student that the protocol fixed before the first run."""
-STARTS = {"copied": "points_ahead", "folded": "points_ahead_same_start"}
-"""The peer's starts, and what the difference from each is called."""
-UNIT = 1e-3
-"""Points in which the draws of a saved result are counted: a hundredth of what an interval is quoted in."""
 
 
 class Setting(NamedTuple):
@@ -336,57 +333,6 @@ def main() -> None:
         runs += saved_runs(saved_path(name, full=given.full), None, both.made_from(), besides=given.seeds)
     facts = {"benchmark": "versus_st", "full": given.full, "layers": given.layers, "minutes": given.minutes}
     report({**facts, **together(runs)}, save=given.save, name=name)
-
-
-def of_seed(trials: Mapping[str, Trial], around: Mapping[str, Scorecard]) -> dict[str, Any]:
-    """What a result keeps of one seed: `sides`, each with points, kinds and, where it was trained, seconds; and
-    `above`, how far the product is above the peer from each start with other items: the bootstrap's draws in UNIT,
-    from which several seeds have an interval together."""
-    cards = {name: trial.card for name, trial in trials.items()} | dict(around)
-    tasks = shared_tasks(cards["1"], cards.values())
-    drawn = {name: Drawn.of(card, tasks) for name, card in cards.items()}
-    sides: dict[str, Any] = {}
-    for name, of in drawn.items():
-        seconds = {"seconds": trials[name].seconds} if name in trials else {}
-        kinds = {kind: 100 * score for kind, score in of.kinds.items()}
-        sides[name] = {"points": 100 * of.score, "kinds": kinds, **seconds}
-    above = {}
-    for start in STARTS.keys() & trials.keys():
-        redrawn_B = 100 * (drawn["1"].mean_B - drawn[start].mean_B)
-        above[start] = np.rint(redrawn_B / UNIT).astype(int).tolist()
-    return {"sides": sides, "above": above}
-
-
-def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several seeds: what the benchmark prints. A share of the minutes that one of them left out is not in it."""
-    runs = sorted(runs, key=lambda run: run["seed"])
-    sides = {name: side for name, side in runs[0]["sides"].items() if all(name in run["sides"] for run in runs)}
-    each = {name: [run["sides"][name]["points"] for run in runs] for name in sides}
-    points = {name: fmean(of) for name, of in each.items()}
-    kinds = {
-        name: {kind: fmean(run["sides"][name]["kinds"][kind] for run in runs) for kind in side["kinds"]}
-        for name, side in sides.items()
-    }
-    trained = [name for name, side in sides.items() if "seconds" in side]
-    shares = sorted(float(name) for name in trained if name not in STARTS)
-    found: dict[str, Any] = {}
-    for start, key in STARTS.items():
-        if start in trained:
-            differences = [ours - theirs for ours, theirs in zip(each["1"], each[start], strict=True)]
-            ahead = verdict(differences, UNIT * np.array([run["above"][start] for run in runs]))
-            found[key] = ahead.difference
-            found[f"{key}_interval"] = [ahead.difference - ahead.half, ahead.difference + ahead.half]
-    return {
-        **found,
-        "time_to_same": next((share for share in shares if points[f"{share:g}"] >= points["copied"]), None),
-        "points": points,
-        "kinds": kinds,
-        "sd": {name: stdev(of) if len(of) > 1 else None for name, of in each.items()},
-        "each": each,
-        "seconds": {name: fmean(run["sides"][name]["seconds"] for run in runs) for name in trained},
-        "seeds": [run["seed"] for run in runs],
-        "runs": runs,
-    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -41,12 +41,14 @@ def load_config(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -
     """Read a YAML file into `cls`.
 
     `extends: other.yaml` (relative to the file, else to the configs shipped with eyas) is read first and merged:
-    mappings deeply, everything else replaced; a mapping of another `kind` too. Then each override ``a.b.0.c=value`` is
-    applied; its value is YAML. One that changes a `kind` comes first and drops what belonged to the old kind.
+    mappings deeply, everything else replaced; a mapping of another `kind` too. Then the file's own keys with dots,
+    ``a.b.0.c: value``, and each override ``a.b.0.c=value``, whose value is YAML, are put in their places. One that
+    changes a `kind` comes first and drops what belonged to the old kind.
 
     Raises:
-        ValueError: the file is missing or no YAML mapping, `extends:` runs in a circle, an override has no `=` or names
-            no place, or a value does not fit `cls`; the message names the key, what was expected and close keys.
+        ValueError: the file is missing or no YAML mapping, `extends:` runs in a circle, an override has no `=`, a key
+            with dots names no place, or a value does not fit `cls`; the message names the key, what was expected and
+            close keys.
     """
     path = find_config(path)
     return override_config(cls, _read_yaml(path, ()), overrides, where=str(path))
@@ -54,8 +56,13 @@ def load_config(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -
 
 def override_config(cls: type[C], values: dict[str, Any], overrides: Sequence[str], where: str) -> C:
     """Plain values with dotted overrides, validated into `cls`; see `load_config`."""
-    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".kind")):
-        _apply_override(values, override)
+    given = {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise ValueError(f"override {override!r}: expected key=value, for example stages.0.steps=100")
+        given[path] = read_yaml(text, f"override {override!r}")
+    _put_all(values, given, "override ")
     return parse_config(cls, values, where)
 
 
@@ -120,12 +127,15 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
+    dotted = {key: values.pop(key) for key in list(values) if "." in str(key)}
     parent = values.pop("extends", None)
-    if parent is None:
-        return values
-    beside = path.parent / str(parent)
-    base = _read_yaml(beside if beside.is_file() else find_config(str(parent)), (*seen, path.resolve()))
-    return _merge(base, values)
+    merged: dict[str, Any] = values
+    if parent is not None:
+        beside = path.parent / str(parent)
+        base = beside if beside.is_file() else find_config(str(parent))
+        merged = _merge(_read_yaml(base, (*seen, path.resolve())), values)
+    _put_all(merged, dotted, f"{path}: ")
+    return merged
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -138,22 +148,24 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ValueError(f"override {override!r}: expected key=value, for example stages.0.steps=100")
+def _put_all(values: dict[str, Any], dotted: Mapping[str, Any], where: str) -> None:
+    """Put each value into the place that its dotted key names; a new `kind` before what belongs to it."""
+    for path in sorted(dotted, key=lambda path: not path.endswith(".kind")):
+        _put(values, path, dotted[path], f"{where}{path!r}")
+
+
+def _put(values: dict[str, Any], path: str, value: Any, said: str) -> None:
     *parents, last = path.split(".")
     place: Any = values
     for key in parents:
         if isinstance(place, list):
-            place = place[_index(place, key, override)]
+            place = place[_index(place, key, said)]
         else:
             if not isinstance(place.get(key), dict | list):
                 place[key] = {}
             place = place[key]
-    value = read_yaml(text, f"override {override!r}")
     if isinstance(place, list):
-        place[_index(place, last, override)] = value
+        place[_index(place, last, said)] = value
     elif last == "kind" and place.get("kind", value) != value:
         place.clear()
         place["kind"] = value
@@ -161,9 +173,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place[last] = value
 
 
-def _index(place: list[Any], key: str, override: str) -> int:
+def _index(place: list[Any], key: str, said: str) -> int:
     if not key.isdigit() or int(key) >= len(place):
-        raise ValueError(f"override {override!r}: {key!r} is not a position in a list of {len(place)}")
+        raise ValueError(f"{said}: {key!r} is not a position in a list of {len(place)}")
     return int(key)
 
 

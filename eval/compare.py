@@ -99,13 +99,13 @@ NAME_WIDTH = 16
 
 
 def comparison_table(found: Comparison, kept: bool = False) -> RenderableType:
-    """The comparison for a terminal: a score and, in green or red, a difference that is more than chance.
+    """The comparison for a terminal: a score and, in green or red, a difference that is more than chance; one whose
+    chance is not known has no colour.
 
     `kept` adds the last one's share of the first one's score.
     """
-    table = Table(
-        title=f"Against {found['runs'][0]}", title_justify="left", caption="~ inside the noise (95 %, paired)"
-    )
+    caption = "~ inside the noise (95 %, paired); without colour: nobody knows"
+    table = Table(title=f"Against {found['runs'][0]}", title_justify="left", caption=caption)
     table.add_column("task", overflow="fold")
     for column in (*found["runs"], *(["kept"] if kept else [])):
         table.add_column(column[-NAME_WIDTH:], justify="right", no_wrap=True)
@@ -132,6 +132,8 @@ def same_items(name: str, one: Scorecard, other: Scorecard) -> bool:
     """Whether two cards have a task, measured on as many items in as many subsets."""
     if name not in one["tasks"] or name not in other["tasks"]:
         return False
+    if one["tasks"][name]["kind"] == "clustering":
+        return True  # its items are not noted
     shapes = [[len(next(iter(o.values()))) for o in card["outcomes"].get(name, [])] for card in (one, other)]
     return shapes[0] == shapes[1]
 
@@ -157,6 +159,8 @@ def _shown(cell: Mapping[str, Any]) -> str:
     if "difference" not in cell:
         return score
     change = f"{100 * cell['difference']:+.1f}"
+    if cell["noise"] is None:
+        return f"{score} {change}"
     if cell["noise"]:
         return f"{score} [dim]~{change}[/]"
     return f"{score} [{'green' if cell['difference'] > 0 else 'red'}]{change}[/]"

@@ -41,6 +41,8 @@ def hero(card: Scorecard) -> str:
         f" and where it started at <b>{number(of['untrained'])}</b>: Mean(TaskType) over {_count(tasks, 'task')} of"
         f" {_count(kinds, 'kind')}."
     )
+    if card["facts"].get("teacher") == "none":
+        words += " There was no teacher: in its place stands the model before this training."
     if chance := card["intervals"].get("retention"):
         low, high = (f"{100 * end:.0f}" for end in chance)
         words += f" On other texts like these it would keep between <b>{low} %</b> and <b>{high} %</b>"

@@ -193,7 +193,7 @@ class Sampler:
         group_K[positive_B] = group_B
         excluded = self._same_query(query_B, positive_B)
         excluded |= self._other_positives(also, text_N[document_K])
-        excluded |= self._same_text(text_N[query_B], text_N[document_K])
+        excluded |= self._same_words(text_N[query_B], text_N[document_K], positive_B)
         excluded |= _second_groups(group_B, positive_B, group_K)
         negative_BH = np.full((len(owner), self.negatives), -1, dtype=np.int64)
         for (b, j), k in zip(negative_of, np.searchsorted(document_K, negative_at).tolist(), strict=True):
@@ -231,11 +231,20 @@ class Sampler:
         place = {text: k for k, text in enumerate(document_text_K.tolist())}
         return {(row, place[text]) for row, text in also if text in place}
 
-    def _same_text(self, query_text_B: np.ndarray, document_text_K: np.ndarray) -> set[tuple[int, int]]:
-        """A document with the query's own words is no negative."""
-        place = {self.texts.text(int(text)): k for k, text in enumerate(document_text_K)}
-        words = ((row, self.texts.text(int(text))) for row, text in enumerate(query_text_B))
-        return {(row, place[text]) for row, text in words if text in place}
+    def _same_words(
+        self, query_text_B: np.ndarray, document_text_K: np.ndarray, positive_B: np.ndarray
+    ) -> set[tuple[int, int]]:
+        """A document with the words of the query, or of its positive, is no negative: under several prompts the same
+        words are several texts."""
+        words_K = [self.texts.text(text) for text in document_text_K.tolist()]
+        places: dict[str, list[int]] = defaultdict(list)
+        for k, words in enumerate(words_K):
+            places[words].append(k)
+        found = set()
+        for row, (text, positive) in enumerate(zip(query_text_B.tolist(), positive_B.tolist(), strict=True)):
+            found |= {(row, k) for k in places.get(self.texts.text(text), ())}
+            found |= {(row, k) for k in places[words_K[positive]] if k != positive}
+        return found
 
 
 def _second_groups(group_B: np.ndarray, positive_B: np.ndarray, group_K: np.ndarray) -> set[tuple[int, int]]:

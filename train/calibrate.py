@@ -29,11 +29,14 @@ CUDA_SHARE = 0.9
 STATE_BYTES = 16
 """Of a trained parameter, still to come before the first step is done: its gradient, DDP's copy of that, and AdamW's
 two moments, in fp32."""
+GATHERED_BYTES = 4
 SAMPLE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 
 
-def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfig) -> Memory:
+def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfig, shards: int = 1) -> Memory:
     """Choose the token budget and the memory for activations, from texts of the first batch.
+
+    `shards`: the ranks that the student will be cut over, after this (FSDP2); 1: each keeps it whole.
 
     Raises:
         ValueError: the configured budget is under one text, or the device has no memory for the longest text.
@@ -54,7 +57,7 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
             break
         except torch.OutOfMemoryError:
             memory = memory.halved(longest)
-    activations = config.activation_gib * 2**30 if config.activation_gib else _room(student, memory)
+    activations = config.activation_gib * 2**30 if config.activation_gib else _room(student, memory, shards)
     return replace(memory, activation_bytes=activations)
 
 
@@ -135,13 +138,16 @@ def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int
     return sum(storages.values()) / chunk_tokens(lengths[chunk], packed=packed)
 
 
-def _room(student: Student, memory: Memory) -> float:
+def _room(student: Student, memory: Memory, shards: int) -> float:
     """Bytes for the activations of kept chunks: on a GPU nearly all, elsewhere others live on the machine too."""
     device = student.embedder.device
     if device.type != "cuda":
         return 0.5 * float(psutil.virtual_memory().available)
     torch.cuda.empty_cache()  # what the measuring left with PyTorch's allocator does not count as free
-    to_come = STATE_BYTES * sum(p.numel() for p in student.parameters() if p.requires_grad)
+    to_come = STATE_BYTES * sum(p.numel() for p in student.parameters() if p.requires_grad) / shards
+    if shards > 1:
+        # Of the fp32 weights a share stays; in the backward pass weights and gradients lie whole beside it, in bf16.
+        to_come += GATHERED_BYTES * sum(p.numel() for p in student.parameters()) / shards
     chunk = memory.token_budget * memory.bytes_per_token  # one at a time is recomputed beside the kept ones
     return max(0.0, CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] - to_come) - chunk)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedding.embedder import TOKEN_BUDGET, Embedder
 from embedding.tokens import cut, pad, plan_chunks
@@ -47,12 +47,13 @@ def check_foldable(backbone: Any) -> None:
         ValueError: they do not: the model has no tables that could hold its lower layers.
     """
     embeddings = getattr(backbone, "embeddings", None)
-    parts = ("word_embeddings", "position_embeddings", "LayerNorm")
-    if not all(hasattr(embeddings, part) for part in parts) or not hasattr(_last_norm(backbone), "bias"):
+    tables = [getattr(embeddings, name, None) for name in ("word_embeddings", "position_embeddings")]
+    wide = all(isinstance(x, nn.Embedding) and x.embedding_dim == backbone.config.hidden_size for x in tables)
+    if not wide or not hasattr(embeddings, "LayerNorm") or not hasattr(_last_norm(backbone), "bias"):
         raise ValueError(
-            "student.start.fold puts lower layers into token and position embeddings under a LayerNorm, as BERT, "
-            f"RoBERTa and MPNet have them; {backbone.config.model_type} has not (and in a decoder the first "
-            "token's state belongs to its place, not to the token); set fold to false"
+            "student.start.fold puts lower layers into token and position embeddings of the layers' width under a "
+            f"LayerNorm, as BERT, RoBERTa and MPNet have them; {backbone.config.model_type} has not (and in a decoder "
+            "the first token's state belongs to its place, not to the token); set fold to false"
         )
 
 

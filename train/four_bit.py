@@ -61,7 +61,7 @@ class FourBitLinear(nn.Linear):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._packed is not None:
-            destination[f"{prefix}weight"] = self._unpacked()
+            destination[f"{prefix}weight"] = self._unpacked().cpu()  # unpacked together they would not fit the GPU
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         if self._packed is not None and f"{prefix}weight" in state_dict:

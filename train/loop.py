@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from packaging.version import Version
 from torch import Tensor
 
 from embedding.attention import recomputed_alike
@@ -54,6 +56,7 @@ from train.student import Student, compile_layers
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
 
+FSDP2_TORCH = Version("2.13")
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Asks a training to write a checkpoint and stop: a shutdown, a preemption, Ctrl-C."""
 
@@ -69,6 +72,8 @@ class TrainReport:
     steps: int
     resumed_from: int
     seconds: float
+    before: float
+    """Seconds that earlier processes spent up to the checkpoint it was resumed from."""
     last_metrics: dict[str, float]
 
 
@@ -88,6 +93,7 @@ def train(
             or the loss is not finite.
         Preempted: asked to stop; the checkpoint of the last finished step is on disk.
     """
+    began = time.perf_counter()
     keep_freed_memory()
     join()
     log_with = "wandb" if recipe.tracking.wandb else None
@@ -99,6 +105,10 @@ def train(
     with accelerator.main_process_first():
         found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])
     begin = found.step if found else 0
+    if len(seen := set(gather_objects(begin))) > 1:
+        raise ValueError(f"the ranks found checkpoints of the steps {sorted(seen)}; do all machines see {job.folder}?")
+    before = float(found.facts.get("seconds", 0.0)) if found else 0.0
+    job.began = began - before
     total = plans[-1].end + (recipe.merge is not None)
     done = [] if found or not resume else _finished(job, plans)
     kept = max((plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)), default=begin)
@@ -108,13 +118,14 @@ def train(
         tracker.say(note)
 
     student.to(accelerator.device).train()
+    _ = student.embedder.causal  # a forward pass: not under autocast, whose casts it would keep without a gradient
     if recipe.compute.layer_checkpointing:
         backbone: Any = student.embedder.backbone
         backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputed_alike(backbone)})
     if recipe.compute.compile:
         compile_layers(student.embedder.backbone)
     if found is None:
-        memory = _begin(job, plans[0], tracker, fresh=not done)
+        memory = _begin(job, plans[0], tracker)
     else:
         student.load_state_dict(found.model)
         kept_memory = Memory(**found.facts["memory"])
@@ -175,20 +186,19 @@ def train(
             memory, steps = state.memory, steps + (watch.ended or plan.end) - first
             if left_out := state.guard.skipped:
                 tracker.say(f"stage {plan.stage.name}: {left_out} steps left out, their gradients were spikes")
-        if recipe.merge is not None and begin < total and not watch.enough:
+        if recipe.merge is not None and begin < total:
             tracker.say(f"merge: {job.merge(plans, evaluate, memory)}")
         elif len(plans) - 1 in done and not watch.enough:
             job.finish(plans[-1].end, job.result(plans, len(plans) - 1), memory)
     student.eval()
-    return TrainReport(steps, (watch.ended or total) - steps, time.perf_counter() - start, metrics)
+    return TrainReport(steps, (watch.ended or total) - steps, time.perf_counter() - start, before, metrics)
 
 
 def _finished(job: "_Job", plans: Sequence[StagePlan]) -> list[int]:
     """The stages whose weights lie in the run's folder, made from just what they would be made from now. Where
     evaluations decide what comes out of the last one, not that: they went with its checkpoints."""
     found = []
-    decided = job.recipe.merge is None and job.recipe.tracking.decides
-    for number, plan in enumerate(plans[:-1] if decided else plans):
+    for number, plan in enumerate(plans[:-1] if job.recipe.tracking.decides else plans):
         identity = stage_identity(job.recipe, job.inputs, plans, number)
         if finished_stage(job.stages, plan.stage.name, plan.steps, identity) is not None:
             found.append(number)
@@ -208,6 +218,13 @@ class _Job:
     watch: Watch
     identity: dict[str, Any] = field(default_factory=dict)
     """What the weights at the end of the running stage are made from."""
+    began: float = 0.0
+    """On `time.perf_counter`, as if no process had been killed."""
+
+    def facts(self, memory: Memory) -> dict[str, Any]:
+        """What a checkpoint says of the run."""
+        seconds = time.perf_counter() - self.began
+        return {"memory": asdict(memory), **self.watch.facts(), "ranks": world_size(), "seconds": seconds}
 
     @property
     def stages(self) -> Path:
@@ -219,8 +236,7 @@ class _Job:
         model = {name: whole_on_main(tensor) for name, tensor in self.student.state_dict().items()}
         optimizer = optimizer_tensors(state.optimizer)
         average = {} if state.average is None else {n: whole_on_main(x) for n, x in state.average.tensors.items()}
-        facts = {"memory": asdict(state.memory), **self.watch.facts(), "ranks": world_size()}
-        facts["spikes"] = state.guard.facts()
+        facts = self.facts(state.memory) | {"spikes": state.guard.facts()}
 
         def write() -> None:
             if step == plan.end:
@@ -274,7 +290,7 @@ class _Job:
     def finish(self, step: int, model: dict[str, Tensor], memory: Memory) -> None:
         """Put weights that no step of this process made into the student, and write them as the last checkpoint."""
         self.student.load_state_dict(self._sharded(model))
-        facts = {"memory": asdict(memory), **self.watch.facts(), "ranks": world_size()}
+        facts = self.facts(memory)
         from_main(lambda: str(save_checkpoint(self.folder, Checkpoint(step, model, {}, facts), self.made_from)))
 
     def _sharded(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -282,23 +298,32 @@ class _Job:
         return {name: sharded_like(tensor, now[name]) for name, tensor in model.items()}
 
 
-def _begin(job: _Job, plan: StagePlan, tracker: Tracker, *, fresh: bool) -> Memory:
-    """What a new run does once: set the weights in closed form if asked, measure the machine."""
-    if fresh:
-        set_start(job.student, job.recipe, plan, job.inputs, tracker.say)
+def _begin(job: _Job, plan: StagePlan, tracker: Tracker) -> Memory:
+    """What a new run does once: set the weights in closed form if asked, measure the machine. Also where finished
+    stages are taken over: the first evaluation is of this student, and a stage may begin from it."""
+    set_start(job.student, job.recipe, plan, job.inputs, tracker.say)
     first = prepare_work(plan.sampler, None, 0)
     with job.accelerator.autocast():
-        memory = calibrate(job.student, first.rows, job.recipe.compute)
+        shards = world_size() if job.accelerator.is_fsdp2 else 1
+        memory = calibrate(job.student, first.rows, job.recipe.compute, shards)
     return Memory(**broadcast_object(asdict(memory)))
 
 
 def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
     """The student under DDP or FSDP2, whichever was launched; itself on a single process."""
     if not accelerator.is_fsdp2:
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                "FSDP of version 1 flattens the parameters; set fsdp_version: 2 (--accelerate fsdp2 has it)"
+            )
         wrapped: torch.nn.Module = accelerator.prepare_model(student)
         return wrapped
+    if Version(torch.__version__) < FSDP2_TORCH:
+        raise ValueError(
+            f"FSDP2 with torch {torch.__version__}: recomputed chunks want {FSDP2_TORCH} or newer, which gathers a "
+            "layer that was given back (pytorch/pytorch#171779, #182580); update torch, or train with DDP"
+        )
     accelerator.state.fsdp_plugin.mixed_precision_policy = sharded_precision(accelerator.mixed_precision == "bf16")
-    _ = student.embedder.causal  # found by a forward pass, which sharded weights do not allow outside of the whole
     # Accelerate shards a model only together with an optimizer; each stage builds its own on the sharded parameters.
     wrapped, _ = accelerator.prepare(student, torch.optim.SGD(student.parameters(), lr=0.0))
     return wrapped

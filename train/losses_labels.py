@@ -67,17 +67,24 @@ def info_nce_part(loss: InfoNCE, views: Views) -> Tensor:
         hardness=loss.hardness,
     )
     if loss.same_tower:
-        rows_b = _with_same_tower(loss, views, rows_b, query_bD, document_KD, excluded_X2)
+        rows_b = _with_same_tower(loss, views, rows_b, query_bD, document_KD, excluded_X2, guide)
     return rows_b.sum() / total
 
 
 def _with_same_tower(
-    loss: InfoNCE, views: Views, rows_b: Tensor, query_bD: Tensor, document_KD: Tensor, excluded_X2: Tensor
+    loss: InfoNCE,
+    views: Views,
+    rows_b: Tensor,
+    query_bD: Tensor,
+    document_KD: Tensor,
+    excluded_X2: Tensor,
+    guide: Guide | None,
 ) -> Tensor:
     """Queries against queries and positives against documents join the denominator of `rows_b`.
 
     Left out, beside what InfoNCE leaves out: the text itself, a query with the same positive, and a query whose
-    positive is excluded for this one.
+    positive is excluded for this one. Both margins are counted from the query and its positive here too, as GISTEmbed
+    and Qwen3-Embedding do.
     """
     mine = views.rows
     positive_b, group_b = views.positive_B[mine], views.query_group_B[mine]
@@ -93,9 +100,15 @@ def _with_same_tower(
             (group_b, views.query_group_B),
         ),
         limit_b=limit_b,
+        guide=guide and Guide(guide.row_bE, views.teacher[views.query_B], guide.limit_b),
     )
     number_K = torch.arange(len(document_KD), device=document_KD.device)
-    documents = Usable(excluded_X2, ((positive_b, number_K), (group_b, views.document_group_K)), limit_b=limit_b)
+    documents = Usable(
+        excluded_X2,
+        ((positive_b, number_K), (group_b, views.document_group_K)),
+        limit_b=limit_b,
+        guide=guide and Guide(guide.candidate_KE[positive_b], guide.candidate_KE, guide.limit_b),
+    )
     denominators = [
         rows_b + best_b / loss.temperature,
         log_sums(query_bD, views.text_ND[views.query_B], loss.temperature, queries, loss.hardness),

@@ -1,6 +1,6 @@
 """What will be trained, checked before anything runs: every stage with its sampler and its steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,18 @@ from data_prep.teacher import NoTeacherConfig
 from embedding.instruction import Template
 from train.batches import Sampler
 from train.distributed import world_size
-from train.losses import Match, Own, asked_for
+from train.losses import Gram, Loss, Match, Own, Relative, Spread
 from train.permutation import mix_int
 from train.recipe import BuiltStudent, Recipe, Stage
 from train.student import Student
+from train.views import Part
+
+ROWS_WITH: Mapping[Part, tuple[str, ...]] = {
+    "query": ("single", "pairs", "graded"),
+    "positive": ("pairs", "graded"),
+    "negative": ("negatives",),
+}
+"""The kinds of rows (`Sampler.rows_of_kind`) that have a text of each part."""
 
 TeacherVectors = Callable[[np.ndarray], np.ndarray]
 """Rows of the texts table -> the teacher's vectors, float32 [n, E]."""
@@ -150,14 +158,26 @@ def _check_losses(stage: Stage, inputs: Inputs, sampler: Sampler) -> None:
                     f"a {loss.kind} loss needs {what}, and its sources have none ({found}); give the stage such a "
                     "source or leave the loss out"
                 )
-    takes_all = any(loss.kind in ("match", "gram", "relative", "spread", "own") for loss in stage.losses)
-    asked = asked_for(stage.losses)
+        if isinstance(loss, Match | Gram | Relative) and not any(rows[kind] for kind in _read_by(loss)):
+            raise ValueError(
+                f"a {loss.kind} loss is on {' and '.join(loss.on)} texts, and its sources have none ({found}); give "
+                "the stage such a source, negatives above 0 where it has them, or leave the loss out"
+            )
+    taken = {kind for loss in stage.losses for kind in _read_by(loss)}
+    taken |= {"pairs"} if "negatives" in taken else set()  # a row with negatives is a pair
     for kind in ("single", "pairs", "graded"):
-        if rows[kind] and not takes_all and kind not in asked:
+        if rows[kind] and kind not in taken:
             raise ValueError(
                 f"no loss of the stage learns from its {rows[kind]:,} {kind} rows; add one (match for single texts, "
                 "info_nce for pairs, cosent for graded rows) or leave their source out"
             )
+
+
+def _read_by(loss: Loss) -> Collection[str]:
+    """The kinds of rows that a loss learns from."""
+    if isinstance(loss, Match | Gram | Relative):
+        return {kind for part in loss.on for kind in ROWS_WITH[part]}
+    return ROWS_WITH["query"] if isinstance(loss, Spread | Own) else loss.asks()
 
 
 def check_matched(stages: Sequence[Stage], width: int, teacher_width: int) -> None:
@@ -191,9 +211,15 @@ def check_widths(stages: Sequence[Stage], width: int) -> None:
 
 
 def unread_instructions(texts: Texts, template: Template) -> str:
-    """What to say where sources have instructions and the student's prompts have no place for one; else ""."""
+    """What to say where instructions and the student's prompts have no use for one another; else ""."""
     count = sum(bool(task) for task in texts.tasks.unique().to_pylist())
-    if not count or any("{task}" in prompt for prompt in (template.query, template.document)):
+    wanted = any("{task}" in prompt for prompt in (template.query, template.document))
+    if wanted and not count:
+        return (
+            f"no source has an instruction, so the student's prompt with {{task}} (before a query: {template.query!r}) "
+            "is left out whole; write `instruction: …` into the sources"
+        )
+    if wanted or not count:
         return ""
     return (
         f"the instructions of the sources ({count}) are put before no text: the student's prompts have no {{task}} "

@@ -117,7 +117,7 @@ def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
         max_tokens=source.max_tokens,
         template=source.template,
         prompts=source.prompts,
-        dense=deepcopy(source.heads),
+        dense=[deepcopy(head).requires_grad_(True) for head in source.heads],  # a teacher's own are frozen
         normalize=source.normalize,
     )
 

@@ -240,7 +240,7 @@ class ComputeConfig(Config):
     """Memory for kept activations; chunks beyond it are recomputed. None: nearly all that a GPU has,
     half of what is free elsewhere."""
     compile: bool = False
-    """torch.compile for the layers, whatever the lengths: up to a minute at the start, then faster steps on a GPU."""
+    """torch.compile for the layers, whatever the lengths: half a minute at the start, then faster steps on a GPU."""
     layer_checkpointing: bool = False
     """Keep only the layers' inputs of a chunk: slower, for texts so long that one chunk does not fit."""
 
@@ -314,6 +314,14 @@ class Recipe(Config):
         for name in self.merge.of if self.merge else []:
             if name not in names:
                 raise ValueError(f"merge.of: no stage is called {name!r}; the stages are {', '.join(names)}")
-        if self.merge and self.tracking.floor is not None:
-            raise ValueError("tracking.floor chooses a checkpoint, and merge makes another model; give one of them")
+        if self.merge and self.tracking.decides:
+            raise ValueError(
+                "tracking.export best, floor and patience choose a checkpoint or end the training early, and merge "
+                "makes another model of whole stages; give one of them"
+            )
+        weights = self.merge.weights if self.merge else None
+        if self.merge and weights and self.merge.method == "greedy":
+            raise ValueError("merge.weights: a greedy soup finds its own; leave them out")
+        if self.merge and weights and len(weights) != len(self.merge.of):
+            raise ValueError(f"merge.weights: expected one for each of the {len(self.merge.of)} stages, got {weights}")
         return self

@@ -52,10 +52,13 @@ class Student(nn.Module):
         One graph, so every gradient is reduced once however many chunks there are. The activations of the first `kept`
         chunks stay in memory; the others are recomputed in the backward pass with the same random numbers.
         """
+        here = torch.empty(
+            0, device=self.embedder.device
+        )  # random numbers are restored on the devices of tensors alone
         parts = [
             self.embedder.embed_rows(rows)
             if i < kept or not torch.is_grad_enabled()
-            else checkpoint(self.embedder.embed_rows, rows, use_reentrant=False, preserve_rng_state=True)
+            else checkpoint(self._embedded, rows, here, use_reentrant=False, preserve_rng_state=True)
             for i, rows in enumerate(chunks)
         ]
         vectors_nD = torch.cat(parts)
@@ -66,6 +69,9 @@ class Student(nn.Module):
             cuts = [pad(truncate(vectors_nD, width), (0, vectors_nD.shape[1] - width)) for width in widths]
             weight_ED = self.projection.weight.float()  # FSDP2 hands it on in half precision
             return vectors_nD, torch.stack([x_nD @ weight_ED.T for x_nD in (vectors_nD, *cuts)])
+
+    def _embedded(self, rows: Sequence[np.ndarray], _: Tensor) -> Tensor:
+        return self.embedder.embed_rows(rows)
 
 
 def compile_layers(backbone: nn.Module) -> None:

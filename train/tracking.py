@@ -101,7 +101,8 @@ class Tracker:
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Note an evaluation; its time does not count as training."""
-        self._write({"step": step, **scores})
+        if step or not self._start:  # that before the first step stands in the log where finished stages are taken over
+            self._write({"step": step, **scores})
         mean = scores.get("eval/mean")
         if mean is not None:
             self.say(f"step {step}: MTEB-lite mean {mean:.4f}")

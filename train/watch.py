@@ -105,7 +105,7 @@ class Watch:
         """The student's embedder with all its weights on this rank. Every rank must ask."""
         if self._copy is None:
             return self._embedder
-        weights = {name: whole(tensor) for name, tensor in self._embedder.state_dict().items()}
+        weights = {name: whole(tensor).cpu() for name, tensor in self._embedder.state_dict().items()}
         self._copy.load_state_dict(weights)
         return self._copy.to(self._accelerator.device)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.versus_st import UNIT, of_seed, together
+from benchmarks.versus_seeds import UNIT, of_seed, together
 from eval.study import Trial, study
 
 ITEMS = 300
@@ -47,6 +47,10 @@ def test_seeds_joined_are_a_study_of_all(seeds: int) -> None:
             assert found["sd"][name] == (row.deviation and pytest.approx(100 * row.deviation))
             assert found["kinds"][name]["retrieval"] == pytest.approx(100 * row.kinds["retrieval"])
             assert found["seconds"][name] == row.seconds
+    worst = {name: found["worst_kind"][name] for name in sides}
+    for name, of in worst.items():
+        kept = {kind: score / found["kinds"]["teacher"][kind] for kind, score in found["kinds"][name].items()}
+        assert (of["kind"], of["retention"]) == (min(kept, key=lambda kind: kept[kind]), min(kept.values()))
     assert found["time_to_same"] == 0.5
     assert found["seeds"] == list(range(seeds))
     assert "teacher" not in found["seconds"]

@@ -39,6 +39,20 @@ def test_files_extend_files_and_overrides_win(tmp_path: Path) -> None:
     assert load_config(Picture, again) == picture
 
 
+def test_keys_with_dots_name_places_in_a_file_as_on_the_command_line(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "title: base\nframe.side: 3\nshapes: [{kind: circle, radius: 2}, {kind: square}]\n")
+    text = "shapes.0.radius: 5\nextends: base.yaml\nedge.radius: 4\nedge.kind: circle\nshapes.1: {kind: circle}\n"
+    picture = load_config(Picture, write(tmp_path, "mine.yaml", text), ["frame.side=7"])
+    shapes = [Circle(radius=5.0), Circle()]
+    assert picture == Picture(title="base", shapes=shapes, frame=Square(side=7.0), edge=Circle(radius=4.0))
+    far = write(tmp_path, "far.yaml", "extends: base.yaml\nshapes.2.side: 1\n")
+    with pytest.raises(ValueError, match=r"far.yaml: 'shapes.2.side': '2' is not a position in a list of 2"):
+        load_config(Picture, far)
+    near = write(tmp_path, "near.yaml", "extends: base.yaml\nframe.syde: 1\n")
+    with pytest.raises(ValueError, match=r"unknown key 'frame.syde'; did you mean 'side'"):
+        load_config(Picture, near)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, f1_score
 
 from eval.bootstrap import REPLICATES, interval, replicates, within_noise
-from eval.compare import compare, comparison_table
+from eval.compare import _shown, compare, comparison_table
 from eval.evaluate import evaluate, means
 from eval.outcomes import row_f1
 from eval.scorecard import scorecard
@@ -67,6 +67,7 @@ def test_an_interval_of_a_mean_is_as_wide_as_its_standard_error() -> None:
     low, high = interval(drawn)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
     assert replicates("retrieval", []) is None
+    assert replicates("clustering", [{"values": values.tolist()}]) is None, "of older cards: k-means' starts"
 
 
 def test_subsets_count_alike_whatever_their_size() -> None:
@@ -111,6 +112,8 @@ def test_compare_tells_a_difference_from_noise() -> None:
     assert not cells["worse"]["noise"]
     assert cells["worse"]["difference"] == pytest.approx(cells["worse"]["score"] - cells["base"]["score"])
     assert found["tasks"]["sts/b"]["runs"]["worse"]["interval"] is None
+    assert _shown(found["tasks"]["sts/b"]["runs"]["worse"]) == "40.0 -10.0", "nobody knows: no colour, no ~"
+    assert _shown(cells["worse"]).endswith("[/]")
     assert found["mean"]["worse"]["difference"] < 0
     text = shown(comparison_table(found))
     for part in ("Against base", "retrieval/a", "~", "Mean(TaskType)"):

@@ -91,6 +91,15 @@ def test_equal_texts_are_one_document(teacher: Embedder, student_config: Student
     assert batch.positive_B[0] == batch.positive_B[1] or len(set(batch.positive_B.tolist())) == 2
 
 
+def test_the_same_words_under_another_prompt_are_no_negative(teacher: Embedder, student_config: StudentConfig) -> None:
+    inputs = make_inputs([Row("a", ["same"], []), Row("same", ["b"], [])], teacher, student_config)
+    text = {(inputs.texts.role(row), inputs.texts.text(row)): row for row in range(len(inputs.texts))}
+    asked = np.array([text["query", "a"], text["query", "same"]])
+    documents = np.array([text["document", "same"], text["query", "same"], text["document", "b"], text["query", "a"]])
+    found = sampler(inputs, batch_size=2)._same_words(asked, documents, np.array([0, 2]))
+    assert found == {(0, 1), (0, 3), (1, 0), (1, 1)}, "the positive's words, and the query's own, wherever they stand"
+
+
 def test_groups_are_kept_and_a_second_group_is_excluded_pair_by_pair(
     teacher: Embedder, student_config: StudentConfig
 ) -> None:

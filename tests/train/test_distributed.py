@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor
 
+from benchmarks.pairs import TEACHER
 from benchmarks.processes import run_ranks
-from benchmarks.ranks import load_inputs, small_recipe, write_small_inputs
+from benchmarks.ranks import KEPT, load_inputs, small_recipe, write_small_inputs
+from benchmarks.steps import train_state
+from embedding.embedder import Embedder
 from train.distributed import any_rank, broadcast_object, gather_rows, rank, sum_over_ranks, world_size
+from train.loop import train
+from train.losses import loss_part
 from train.losses_labels import info_nce_part
 from train.plan import plan_stages
-from train.step import Work, make_views, prepare_work
+from train.step import Work, make_views, prepare_work, train_step
+from train.student import build_student
 from train.views import PART_BITS
 
 WIDTH = 16
@@ -97,6 +104,55 @@ def test_a_negative_on_another_rank_pulls_at_this_ranks_gradient(folder: Path) -
     other = run_ranks(2, gradients, str(folder), moved)
     assert (together[0]["grad"] - other[0]["grad"]).abs().max() > 1e-3
     torch.testing.assert_close(by_text(other), by_text([gradients(str(folder), moved)]), rtol=1e-5, atol=1e-7)
+
+
+def pulls(folder: str) -> dict[str, float]:
+    """What a step says of how hard each loss pulls at the vectors."""
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    accelerator, recipe, inputs = Accelerator(cpu=True), small_recipe(1), load_inputs(Path(folder))
+    plan = plan_stages(recipe, inputs)[0]
+    student = build_student(recipe.student, Embedder.from_pretrained(TEACHER), 0).train()
+    optimizer = torch.optim.SGD([{"params": list(student.parameters()), "base_lr": 0.05}], lr=0.05)
+    state = train_state(accelerator, accelerator.prepare_model(student), student, optimizer, plan, KEPT)
+    state.probe = True
+    metrics = train_step(state, prepare_work(plan.sampler, inputs.vectors, 0))
+    return {name: value for name, value in metrics.items() if name.startswith("grad/")}
+
+
+def test_each_loss_says_how_hard_it_pulls_whatever_the_ranks(folder: Path) -> None:
+    recipe, inputs = small_recipe(1), load_inputs(folder)
+    work = prepare_work(plan_stages(recipe, inputs)[0].sampler, inputs.vectors, 0)
+    student = build_student(recipe.student, Embedder.from_pretrained(TEACHER), 0).train()
+    vectors_ND, projected_VNE = student([work.rows], 1)
+    views = make_views(work, vectors_ND, projected_VNE[0])
+    expected = {}
+    for at, (loss, weight) in enumerate(zip(recipe.stages[0].losses, (2.0, 0.5), strict=True)):
+        (grad,) = torch.autograd.grad(weight * loss_part(loss, views), vectors_ND, retain_graph=True)
+        expected[f"grad/{at}_{loss.kind}"] = float(grad.norm())
+    assert list(expected) == ["grad/0_match", "grad/1_info_nce"]
+    assert pulls(str(folder)) == pytest.approx(expected, rel=1e-4)
+    for found in run_ranks(2, pulls, str(folder)):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def resumed(folder: str) -> str:
+    """What a training is told whose ranks see other folders."""
+    recipe, inputs = small_recipe(1), load_inputs(Path(folder))
+    student = build_student(recipe.student, Embedder.from_pretrained(TEACHER), 0)
+    place = Path(folder) / f"run-{os.environ.get('RANK', '0')}"
+    if "RANK" not in os.environ:
+        train(recipe, student, inputs, place)
+        return ""
+    with pytest.raises(ValueError, match="do all machines see") as error:
+        train(recipe, student, inputs, place)
+    return str(error.value)
+
+
+def test_ranks_that_find_other_checkpoints_are_refused_and_do_not_wait_for_each_other(folder: Path) -> None:
+    resumed(str(folder))
+    for said in run_ranks(2, resumed, str(folder)):
+        assert "the ranks found checkpoints of the steps [0, 1]" in said
 
 
 def refused(folder: str) -> str:

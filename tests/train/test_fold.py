@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, XLMRobertaConfig
+from transformers import AutoModel, DebertaV2Config, ElectraConfig, XLMRobertaConfig
 
 from embedding.embedder import Embedder
 from embedding.tokens import cut
 from train import fold as folding
-from train.fold import below, covering, fold
+from train.fold import below, check_foldable, covering, fold
 from train.loop import train
 from train.losses import Match
 from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
@@ -48,6 +48,16 @@ def test_a_real_model_is_most_of_the_way_before_any_step(teacher: Embedder, word
     assert 0.5 < held < 0.9
     assert before < 0.6
     assert cosine() > before + 0.15
+
+
+def test_embeddings_of_another_width_than_the_layers_are_refused() -> None:
+    narrow = ElectraConfig(vocab_size=99, embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    without = DebertaV2Config(
+        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, position_biased_input=False
+    )
+    for config in (narrow, without):
+        with pytest.raises(ValueError, match="embeddings of the layers' width"):
+            check_foldable(AutoModel.from_config(config))
 
 
 def test_texts_with_rare_tokens_are_read_shortest_first(monkeypatch: pytest.MonkeyPatch) -> None:

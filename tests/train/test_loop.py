@@ -106,6 +106,7 @@ def test_a_killed_run_ends_bit_for_bit_where_the_undisturbed_one_does(
     second = build_student(recipe.student, teacher, recipe.seed)
     report = train(recipe, second, inputs, tmp_path / "killed")
     assert report.resumed_from == stop // 4 * 4 if stop < 8 else report.resumed_from == 8
+    assert (report.before > 0) == (report.resumed_from > 0), "the seconds of the process that was killed"
     assert same(weights(whole), weights(second))
     lines = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, 13))
@@ -204,13 +205,22 @@ def test_a_loss_without_rows_and_rows_without_a_loss_are_refused(
         (graded, [InfoNCE()], r"an? info_nce loss needs rows with a positive and without a score.*none \(16 graded"),
         (single, [Match(), InfoNCE()], r"info_nce loss needs rows with a positive"),
         (graded, [Match(), MarginMSE()], r"margin_mse loss needs rows with negatives"),
+        (
+            single,
+            [Match(on=["positive", "negative"])],
+            r"a match loss is on positive and negative texts, .*none \(16 sin",
+        ),
+        (graded, [Match(), Gram(on=["negative"])], r"a gram loss is on negative texts, and its sources have none"),
     ]
     for data, losses, message in cases:
         with pytest.raises(ValueError, match=message):
             plan_stages(make_recipe(student_config, stage(losses=losses)), data)
     mixed = make_inputs([Row("q", ["d"], [])] * 8 + [Row(f"t {i}", [], []) for i in range(8)], teacher, student_config)
-    with pytest.raises(ValueError, match=r"no loss of the stage learns from its 8 single rows"):
-        plan_stages(make_recipe(student_config, stage(losses=[InfoNCE()])), mixed)
+    for losses in ([InfoNCE()], [Match(on=["positive"])]):
+        with pytest.raises(ValueError, match=r"no loss of the stage learns from its 8 single rows"):
+            plan_stages(make_recipe(student_config, stage(losses=losses)), mixed)
+    hard = make_recipe(student_config, stage(losses=[Match(on=["negative"])], negatives=2))
+    assert len(plan_stages(hard, inputs)) == 1
 
 
 def test_each_loss_says_how_hard_it_pulls_and_widths_must_fit(

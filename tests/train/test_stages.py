@@ -1,5 +1,6 @@
 """Stages: what each begins from, what it leaves frozen, what a rerun finds, what is merged at the end."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 from embedding.embedder import Embedder
+from embedding.instruction import Template
 from eval.ranks import Ranks
 from train.checkpoint import newest_checkpoint
 from train.loop import train
 from train.losses import InfoNCE, Match
+from train.merge import slerp_of
 from train.plan import Inputs, checkpoint_identity
-from train.recipe import ComputeConfig, MergeConfig, Recipe, Stage, StudentConfig, TrackingConfig
+from train.recipe import ComputeConfig, MergeConfig, PrunedStudent, Recipe, Stage, StudentConfig, TrackingConfig
 from train.spikes import SpikeConfig
 from train.stages import frozen_in
 from train.student import Student, build_student
@@ -135,6 +138,30 @@ def test_weights_whose_last_checkpoint_was_never_written_become_it(
     assert (report.steps, report.resumed_from) == (2, 2)
 
 
+def test_a_rerun_of_a_later_stage_is_measured_from_the_same_start(
+    inputs: Inputs, teacher: Embedder, tmp_path: Path
+) -> None:
+    seen = []
+
+    def evaluate(model: Embedder, ranks: Ranks) -> dict[str, float]:
+        seen.append(float(model.encode(["a hawk"])[0, 0]))
+        return {"eval/mean": 0.5}
+
+    start = PrunedStudent(keep=1, by="top", fold=True)
+    config = StudentConfig(start=start, max_tokens=64, template=Template(query=""))
+    tracking = TrackingConfig(log_every=1, evaluate_every=2)
+    for rate in (1e-3, 2e-3):
+        recipe = make_recipe(config, stage("align"), stage("sharpen", learning_rate=rate), tracking=tracking)
+        train(recipe, build_student(config, teacher, 0), inputs, tmp_path, evaluate=evaluate)
+        shutil.rmtree(tmp_path / "checkpoints")  # as the pipeline does where the recipe changed
+    before, between, again = seen
+    assert again == before, "folded, as the first training began"
+    assert before != between
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "eval/mean" in line] == [0, 2]
+    assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
 def test_branches_begin_where_they_say_and_are_merged(
     inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
 ) -> None:
@@ -160,6 +187,19 @@ def test_branches_begin_where_they_say_and_are_merged(
     def evaluate(model: Embedder, ranks: Ranks) -> dict[str, float]:
         seen.append(model)
         return {"eval/mean": float(len(seen) == 2)}  # the second alone is best, and no soup is better
+
+    arc = recipe.model_copy(update={"merge": MergeConfig(of=["one", "two"], method="slerp", weights=[1.0, 3.0])})
+    arced = build_student(student_config, teacher, 0)
+    train(arc, arced, inputs, tmp_path / "arc")
+    between = slerp_of([a, b], [1.0, 3.0])
+    for name, tensor in weights(arced).items():
+        torch.testing.assert_close(tensor, between[name], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"merge\.weights: expected one for each of the 2 stages"):
+        Recipe(**(recipe.model_dump() | {"merge": {"of": ["one", "two"], "weights": [1.0]}}))
+    with pytest.raises(ValueError, match="a greedy soup finds its own"):
+        Recipe(**(recipe.model_dump() | {"merge": {"of": ["one", "two"], "method": "greedy", "weights": [1.0, 1.0]}}))
+    with pytest.raises(ValueError, match="merge makes another model of whole stages"):
+        Recipe(**(recipe.model_dump() | {"tracking": {"evaluate_every": 0.5, "patience": 2}}))
 
     soup = recipe.model_copy(update={"merge": MergeConfig(of=["one", "two"], method="greedy")})
     train(soup, student, inputs, tmp_path / "soup", evaluate=evaluate)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from benchmarks.pairs import TEACHER, load_inputs, ranking_rows, write_inputs
@@ -18,11 +20,15 @@ from benchmarks.ranks import small_recipe, train_state, write_small_inputs
 from embedding.embedder import Embedder
 from train.checkpoint import newest_checkpoint
 from train.loop import train
-from train.losses import InfoNCE
+from train.losses import InfoNCE, Loss, loss_part
+from train.merge import Average
+from train.optim import build_optimizer
 from train.plan import checkpoint_identity, plan_stages
 from train.recipe import ComputeConfig, Recipe
+from train.spikes import SpikeConfig, SpikeGuard
 from train.step import Memory, prepare_work, train_step
 from train.student import Student, build_student
+from train.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,69 @@ def test_out_of_memory_in_the_midst_of_a_run_repeats_the_step_and_says_so(
         replace(state.memory, activation_bytes=0.0).halved(100)
     assert state.memory.halved(100).token_budget == 128
     assert state.memory.halved(100).activation_bytes == state.memory.activation_bytes / 2
+
+
+def test_a_step_that_is_left_out_changes_neither_weights_nor_average_nor_moments(folder: Path) -> None:
+    inputs = load_inputs(folder)
+    plan = plan_stages(recipe(), inputs)[0]
+    model = student(recipe()).train()
+    optimizer = build_optimizer(plan.stage, model)
+    memory = Memory(token_budget=512, activation_bytes=1e9, bytes_per_token=1.0)
+    state = train_state(Accelerator(cpu=True), model, model, optimizer, plan, memory)
+    state.average, state.guard = Average(model, 0.5), SpikeGuard(SpikeConfig(warmup=1))
+
+    def everything() -> list[Tensor]:
+        moments = [x for of in optimizer.state.values() for x in of.values()]
+        assert state.average is not None
+        return [x.detach().clone() for x in (*model.parameters(), *state.average.tensors.values(), *moments)]
+
+    def step(number: int) -> tuple[list[Tensor], list[Tensor], dict[str, float]]:
+        before = everything()
+        metrics = train_step(state, prepare_work(plan.sampler, inputs.vectors, number))
+        return before, everything(), metrics
+
+    step(0)
+    state.guard.load({"norms": [1e-9], "in_a_row": 0, "skipped": 0})  # beside which any gradient is a spike
+    before, after, metrics = step(1)
+    assert metrics["skipped"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    state.guard.load({"norms": [1e9], "in_a_row": 0, "skipped": 1})
+    before, after, metrics = step(2)
+    assert metrics["skipped"] == 1
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.fixture
+def any_precision() -> Iterator[None]:
+    """A process has one precision."""
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("any_precision")
+def test_bf16_trains_with_losses_and_weights_in_fp32(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, half = student(recipe()), student(recipe())
+    plain, _ = run(recipe(token_budget=256, precision="fp32"), folder, tmp_path / "fp32", whole)
+    AcceleratorState._reset_state()
+    seen, looked_at = [], []
+
+    def watched(loss: Loss, views: Views) -> Tensor:
+        looked_at.extend((views.text_ND.dtype, views.local_nE.dtype))
+        return loss_part(loss, views)
+
+    monkeypatch.setattr("train.step.loss_part", watched)
+    half.embedder.backbone.layers[0].mlp.register_forward_hook(
+        lambda _, __, out: seen.append((torch.is_grad_enabled(), out.dtype))
+    )  # type: ignore[union-attr,operator,arg-type]
+    rounded, _ = run(recipe(token_budget=256, precision="bf16"), folder, tmp_path / "bf16", half)
+    assert {dtype for learns, dtype in seen if learns} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+    losses = [(a["loss"], b["loss"]) for a, b in zip(plain, rounded, strict=True)]
+    assert any(a != b for a, b in losses)
+    assert all(a == pytest.approx(b, rel=2e-2) for a, b in losses)
+    assert set(looked_at) == {torch.float32}
 
 
 def test_checkpointed_layers_give_the_same_losses_and_keep_less(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from train.losses import Match
 from train.plan import Inputs
 from train.pruning import importance, spaced
 from train.recipe import BuiltStudent, Lora, PretrainedStudent, PrunedStudent, StudentConfig
-from train.student import Student, build_student, finished, pca_projection
+from train.student import Student, build_student, finished, pca_projection, token_embeddings
 
 from .conftest import docstring_rows
 
@@ -40,6 +40,22 @@ def test_dropout_is_what_the_recipe_says_and_not_what_the_checkpoint_says(teache
         assert torch.equal(once, again)
         once, again = states(0.3, config, teacher)
         assert not torch.equal(once, again)
+
+
+def test_a_recomputed_chunk_drops_out_what_it_dropped_out_before(teacher: Embedder) -> None:
+    config = StudentConfig(start=PrunedStudent(layers=[1, 4]), max_tokens=64, dropout=0.3)
+    student = build_student(config, teacher, 0).train()
+
+    def gradients(kept: int) -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        torch.manual_seed(3)
+        student([[row] for row in ROWS], kept)[0].sin().sum().backward()
+        return {name: x.grad.clone() for name, x in student.named_parameters() if x.grad is not None}
+
+    kept, recomputed = gradients(2), gradients(0)
+    assert len(kept) > 2 * 10
+    for name, grad in kept.items():
+        torch.testing.assert_close(recomputed[name], grad, rtol=1e-4, atol=1e-6)
 
 
 def test_layers_are_kept_at_even_distances_the_last_among_them() -> None:
@@ -98,16 +114,18 @@ def test_adapters_learn_where_everything_is_recomputed_and_are_gone_after_the_ex
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
 
-    def gradients(kept: int, layers: bool) -> dict[str, torch.Tensor]:
+    def gradients(kept: int, reentrant: bool | None = None) -> dict[str, torch.Tensor]:
+        """`reentrant`: how every layer is recomputed; None: none is."""
         student.zero_grad()
-        if layers:
-            student.embedder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        if reentrant is not None:
+            student.embedder.backbone.gradient_checkpointing_enable({"use_reentrant": reentrant})
         student([ROWS], kept)[1].square().sum(dim=-1).sin().sum().backward()
         return {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
 
-    whole = gradients(1, layers=False)
+    whole = gradients(1)
     assert set(whole) == learned if student.projection is not None else whole
-    for found in (gradients(0, layers=False), gradients(1, layers=True)):
+    # Reentrant ones, which third parties' models may force, see a gradient through their inputs alone.
+    for found in (gradients(0), gradients(1, reentrant=False), gradients(1, reentrant=True)):
         for name, grad in whole.items():
             torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
     state = student.state_dict()
@@ -173,6 +191,20 @@ def test_a_student_s_vectors_have_unit_norm_whatever_its_checkpoint_says(teacher
     np.testing.assert_allclose(np.linalg.norm(loaded.encode_ids(ROWS), axis=1), 1, rtol=1e-5)
 
 
+def test_a_built_student_begins_with_the_teachers_token_embeddings(teacher: Embedder) -> None:
+    start = BuiltStudent(layers=1, width=384, heads=2, kv_heads=1, head_dim=16, ffn=64, embeddings="teacher")
+    student = build_student(StudentConfig(start=start, max_tokens=64), teacher, 0)
+    found, given = token_embeddings(student.embedder.backbone), token_embeddings(teacher.backbone)
+    assert torch.equal(found[: len(given)], given)
+    found.data[5, 5] += 1.0
+    assert not torch.equal(found[: len(given)], given), "a copy: training must not change the teacher"
+    narrow = start.model_copy(update={"width": 32})
+    with pytest.raises(
+        ValueError, match=r"needs the teacher's tokenizer and width 384; .* width 32; set embeddings to"
+    ):
+        build_student(StudentConfig(start=narrow, max_tokens=64), teacher, 0)
+
+
 def test_a_pruned_student_keeps_its_source_s_heads_and_takes_the_recipe_s_pooling(
     teacher: Embedder, tmp_path: Path
 ) -> None:
@@ -184,6 +216,11 @@ def test_a_pruned_student_keeps_its_source_s_heads_and_takes_the_recipe_s_poolin
     whole = build_student(StudentConfig(start=every, max_tokens=64, projection="none"), teacher, 0).embedder
     assert whole.width == 48
     np.testing.assert_allclose(whole.encode(["a hawk"]), source.encode(["a hawk"]), atol=1e-6)
+
+    frozen = load_teacher(TeacherConfig(model=str(tmp_path / "headed")))
+    assert isinstance(frozen, Embedder)
+    own = StudentConfig(start=PrunedStudent(layers=[0, 5]), max_tokens=64)
+    assert all(parameter.requires_grad for parameter in build_student(own, frozen, 0).parameters())
 
     teacher.backbone.save_pretrained(tmp_path / "plain")
     teacher.tokenizer.save_pretrained(tmp_path / "plain")
