@@ -1,5 +1,6 @@
 """The model card of an exported model, filled from what its run wrote: README.md with the hub's metadata in front."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from embedding.files import read_json, write_text
 from eval.scorecard import markdown
 from train.recipe import Recipe
 
+NO_DATA_LICENCE = "not given"
 USAGE = """```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer({name!r})
-documents = model.encode([{document!r}])
+documents = model.encode([{document!r}], prompt_name="document")
 queries = model.encode([{query!r}], prompt_name="query")
 print(queries @ documents.T)
 ```"""
@@ -30,28 +32,31 @@ def card_text(recipe: Recipe, run: Path, model: Path) -> str:
     """The card. What the run does not know, such as licences nobody gave, is said to be unknown."""
     summary, times = _optional(run / "summary.json"), _optional(run / "timings.json")
     card, prompts = _optional(run / "scorecard.json"), _optional(model / "config_sentence_transformers.json")["prompts"]
+    taught = recipe.teacher.kind != "none"
     data = ModelCardData(
         license=recipe.card.license,
         language=recipe.card.languages or None,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
-        tags=["sentence-transformers", "feature-extraction", "distillation", "eyas"],
+        tags=["sentence-transformers", "feature-extraction", *(["distillation"] if taught else []), "eyas"],
         base_model=getattr(recipe.student.start, "model", None) if _on_hub(recipe) else None,
         ignore_metadata_errors=True,
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {recipe.name}", _opening(recipe)]
-    parts += ["## Use", USAGE.format(name=recipe.name, document="a document", query="a question")]
+    parts += ["## Use", USAGE.format(name=str(model), document="a document", query="a question")]
     parts += [
         "Prompts, put before the text:",
         _table(("name", "prompt"), [(n, f"`{p!r}`") for n, p in prompts.items()]),
     ]
-    parts += ["## What it kept of its teacher", markdown(card) if card else "Not measured."]
+    parts += ["## What it kept of its teacher" if taught else "## What it kept of the model it began as"]
+    parts += [] if taught else ["There was no teacher: in its column stands the model before this training."]
+    parts += [markdown(card) if card else "Not measured."]
     rows = [(loss, ", ".join(stages)) for loss, stages in _losses(recipe).items()]
     parts += ["## Recipe", _table(("loss", "in the stages"), rows), "The whole recipe is `config.yaml` of the run."]
     parts += ["## Data", _data(recipe, summary)]
     parts += ["## Time", _table(("step", "seconds"), [(n, f"{s:,.1f}") for n, s in times.items()])]
     licence = recipe.card.license or "not given"
-    parts += ["## Licence", f"Model: {licence}. Data: {recipe.card.data_licence or 'not given'}."]
+    parts += ["## Licence", f"Model: {licence}. Data: {_data_licence(recipe) or NO_DATA_LICENCE}."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,8 +69,15 @@ def check_card(model: Path) -> list[str]:
     path = model / "README.md"
     if not path.is_file():
         raise ValueError(f"{path}: the model has no card; run `eyas run` of its recipe to the end, which writes it")
-    data = ModelCard.load(path).data.to_dict()
-    return [f"{name} is not given; set card.{name} in the recipe" for name in ("license",) if not data.get(name)]
+    card = ModelCard.load(path)
+    missing = [] if card.data.to_dict().get("license") else ["license"]
+    missing += ["data_licence"] if f"Data: {NO_DATA_LICENCE}." in card.text else []
+    return [f"{name} is not given; set card.{name} in the recipe" for name in missing]
+
+
+def published(card: str, repository: str) -> str:
+    """A card whose usage code loads the model from a hub repository."""
+    return re.sub(r"SentenceTransformer\((['\"]).*\1\)", f"SentenceTransformer({repository!r})", card, count=1)
 
 
 def _opening(recipe: Recipe) -> str:
@@ -83,15 +95,24 @@ def _losses(recipe: Recipe) -> dict[str, list[str]]:
     return found
 
 
+def _data_licence(recipe: Recipe) -> str:
+    """What the recipe says of all of its data, else of its sources, where it says something of each."""
+    each = [source.licence for source in recipe.data.used()]
+    return recipe.card.data_licence or (", ".join(dict.fromkeys(each)) if all(each) else "")
+
+
 def _data(recipe: Recipe, summary: dict[str, Any]) -> str:
-    names = ", ".join(f"`{source.title()}`" for source in recipe.data.sources)
+    named = ((f"`{source.title()}`", source.licence) for source in recipe.data.used())
+    names = ", ".join(f"{name} ({licence})" if licence else name for name, licence in named)
     counted = f"; {summary['texts']:,} texts in {summary['examples']:,} examples" if "texts" in summary else ""
     return f"Sources: {names}{counted}."
 
 
 def _on_hub(recipe: Recipe) -> bool:
     name = getattr(recipe.student.start, "model", "teacher")
-    return name.count("/") == 1 and not name.startswith(("package:", ".", "/", "~", "runs/"))
+    return (
+        name.count("/") == 1 and not Path(name).exists() and not name.startswith(("package:", ".", "/", "~", "runs/"))
+    )
 
 
 def _table(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:

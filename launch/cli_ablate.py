@@ -24,9 +24,9 @@ def ablate(
 
       eyas ablate configs/ablations/temperature.yaml
 
-      eyas ablate mine.yaml --jobs 8
+      eyas ablate rates.yaml --jobs 8
 
-      eyas ablate mine.yaml --on slurm --gpus 1 --time 2:00:00
+      eyas ablate rates.yaml --on slurm --gpus 1 --time 2:00:00
     """
     from rich.console import Console
     from rich.markup import escape

@@ -2,10 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from embedding.embedder import Embedder
 
 
 def merge(
@@ -26,7 +29,7 @@ def merge(
       eyas merge runs/a/model runs/b/model --method greedy --suite evaluation --out runs/soup
     """
     from embedding.embedder import Embedder
-    from embedding.files import new_folder
+    from embedding.files import differences, new_folder
     from eval.evaluate import evaluate
     from eval.suite import SuiteConfig, load_suite
     from train.merge import State, merged
@@ -34,8 +37,13 @@ def merge(
     if method not in ("mean", "slerp", "greedy"):
         raise ValueError(f"--method {method}: expected mean, slerp or greedy")
     loaded = [Embedder.from_pretrained(folder) for folder in models]
-    if len({str(model.identity()["tokenizer"]) for model in loaded}) > 1:
-        raise ValueError("the models have different tokenizers; merge models that began at the same weights")
+    first, *others = (_make(model) for model in loaded)
+    for folder, other in zip(models[1:], others, strict=True):
+        if differ := differences(first, other):
+            raise ValueError(
+                f"{folder}: of another make than {models[0]} ({'; '.join(differ[:3])}); merge models that began at the "
+                "same weights"
+            )
     score = None
     if suite is not None:
         tasks = load_suite(SuiteConfig(folder=suite), suite)
@@ -52,6 +60,14 @@ def merge(
     Console().print(f"{out}: {said}", soft_wrap=True, highlight=False)
 
 
+def _make(model: "Embedder") -> dict[str, Any]:
+    """What models must share to be merged: all that determines a vector but the weights, and the shape."""
+    facts = {name: fact for name, fact in model.identity().items() if name not in ("weights", "max_tokens", "dtype")}
+    config = model.backbone.config.to_dict()
+    written_by = ("_name_or_path", "transformers_version", "dtype", "architectures")
+    return {**facts, "shape": {name: fact for name, fact in config.items() if name not in written_by}}
+
+
 def push(
     model: Annotated[Path, typer.Argument(help="A model folder, or a run's folder with model/ in it.", exists=True)],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
@@ -66,28 +82,34 @@ def push(
 
       eyas push runs/mine someone/mine --dry-run upload
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HFValidationError
 
+    from embedding.files import write_text
     from embedding.hub import TRANSPORT_ERROR
     from embedding.layout import require_weights
-    from launch.card import check_card
+    from launch.card import check_card, published
 
     folder = model / "model" if (model / "model").is_dir() else model
     require_weights(folder)
     console = Console()
     for line in check_card(folder):
         console.print(f"card: {line}", style="yellow", highlight=False)
+    card = published((folder / "README.md").read_text(encoding="utf-8"), repository)
     try:
         if repository.count("/") != 1:
             raise ValueError(f"{repository}: expected OWNER/NAME")
         if dry_run is not None:
             shutil.copytree(folder, dry_run / repository, dirs_exist_ok=True)
+            write_text(dry_run / repository / "README.md", card)
             console.print(f"{dry_run / repository}: what would be uploaded", soft_wrap=True, highlight=False)
             return
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
-        found = api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Upload of eyas")
+        files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        contents: dict[str, Path | bytes] = {**files, "README.md": card.encode()}
+        added = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        found = api.create_commit(repository, added, commit_message="Upload of eyas")
     except HFValidationError as error:
         raise ValueError(str(error)) from None
     except TRANSPORT_ERROR as error:

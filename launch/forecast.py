@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from data_prep.mine import MineConfig
 from data_prep.tables import Examples, Texts
 from data_prep.teacher import vector_keys
 from data_prep.vectors import VectorStore, first_rows
@@ -152,7 +153,7 @@ def forecast(
         teacher_texts=read,
         missing=_missing(recipe, keys_N2[distinct]),
         vector_bytes=_vector_bytes(recipe, stored_width) if stored_width else None,
-        stages=[_stage(plan, texts, examples, tokenizer, template, shape) for plan in plans],
+        stages=[_stage(plan, texts, examples, recipe.mine, tokenizer, template, shape) for plan in plans],
         activation_bytes=shape.activation_bytes(torch.bfloat16) if shape else 0.0,
         unknown=unknown,
         unread=unread_instructions(texts, template),
@@ -209,6 +210,7 @@ def _stage(
     plan: StagePlan,
     texts: Texts,
     examples: Examples,
+    mine: MineConfig | None,
     tokenizer: PreTrainedTokenizerBase | None,
     template: Template,
     shape: Shape | None,
@@ -216,7 +218,8 @@ def _stage(
     """A stage's work from some of its rows, drawn as its sources are weighted."""
     stage = plan.stage
     random = np.random.default_rng(0)
-    texts_of_rows = [_texts_of(examples, stage, int(row)) for row in _some_rows(examples, stage, random)]
+    mined = min(stage.negatives, mine.negatives) if mine else 0
+    texts_of_rows = [_texts_of(examples, stage, int(row), mined, random) for row in _some_rows(examples, stage, random)]
     length_n = _tokens(texts, np.concatenate(texts_of_rows), tokenizer, template)
     length_n = np.minimum(length_n, stage.max_tokens)
     batches = stage.batch_size / len(texts_of_rows)
@@ -233,9 +236,12 @@ def _some_rows(examples: Examples, stage: Stage, random: np.random.Generator) ->
     return random.choice(len(per_row), size=ROWS, p=per_row / per_row.sum())
 
 
-def _texts_of(examples: Examples, stage: Stage, row: int) -> np.ndarray:
+def _texts_of(examples: Examples, stage: Stage, row: int, mined: int, random: np.random.Generator) -> np.ndarray:
+    """The texts of a row; for negatives that are still to be mined, any rows' positives stand in."""
     positives, negatives = examples.positives_of(row), examples.negatives_of(row)
     taken = negatives[: stage.negatives] if len(positives) else negatives[:0]
+    if len(positives) and not np.isfinite(examples.scores[row]) and len(taken) < mined:
+        taken = np.concatenate([taken, random.choice(examples.positives.values, mined - len(taken))])
     return np.concatenate([[examples.queries[row]], positives[:1], taken]).astype(np.int64)
 
 
@@ -323,6 +329,8 @@ def training_on(gpu: Gpu, gpus: int, recipe: Recipe, found: Forecast, mfu: float
         return OnGpu(need, flops / rate / 3600, "")
     if not recipe.compute.layer_checkpointing and master + copies + longest * checkpointed / 1e9 <= room:
         return OnGpu(need, None, "compute.layer_checkpointing=true")
-    sharded = next((n for n in (2, 4, 8, 16, 32, 64) if (master + copies) / n + chunk <= 0.9 * room), None)
+    begins = shape.parameters * 4 / 1e9 <= room  # with the whole weights on every GPU, also where they are sharded then
+    fitting = (n for n in (2, 4, 8, 16, 32, 64) if begins and (master + copies) / n + chunk <= 0.9 * room)
+    sharded = next(fitting, None)
     change = f"FSDP2 over {sharded} of them" if sharded else "shorter texts (stages.*.max_tokens) or a larger GPU"
     return OnGpu(need, None, change)

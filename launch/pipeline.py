@@ -18,7 +18,7 @@ from data_prep.units import Share, launched_share
 from data_prep.vectors_care import rows_stored
 from embedding.config import dump_config
 from embedding.embedder import Embedder
-from embedding.files import fingerprint, new_folder, sha256_file, stamps, write_json, write_text
+from embedding.files import fingerprint, new_folder, read_json, sha256_file, stamps, write_json, write_text
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.mining import mine_negatives
@@ -194,13 +194,12 @@ class Pipeline:
         return self.ledger.step("train", self.at.training_facts(), self._train) if rank() == 0 else {}
 
     def _training_is_due(self) -> bool:
-        if not self.resume and self.ledger.record("train") is not None:
-            self._keep_if_finished()
-            self.ledger.forget("train")
-        due = self.ledger.due("train", self.at.training_facts())
+        due = not self.resume or self.ledger.due("train", self.at.training_facts())
         if due:
             self._check_before_training()
             self._keep_if_finished()
+            if not self.resume:
+                self.ledger.forget("train")
         return due
 
     def _keep_if_finished(self) -> None:
@@ -222,6 +221,7 @@ class Pipeline:
                 shutil.rmtree(self.at.checkpoints, ignore_errors=True)
                 self.ledger.forget("train")
                 if not self.resume:
+                    shutil.rmtree(self.at.folder / "stages", ignore_errors=True)  # nor are their results
                     self.ledger.count_restart()
 
         def scores(model: Embedder, ranks: Ranks) -> dict[str, float]:
@@ -232,7 +232,8 @@ class Pipeline:
 
         during = scores if self.at.evaluates_in_training else None
         report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=during, resume=self.resume)
-        return {"outputs": [str(self.at.checkpoints)], "steps": report.resumed_from + report.steps}
+        steps = report.resumed_from + report.steps
+        return {"outputs": [str(self.at.checkpoints)], "steps": steps, "seconds before": round(report.before, 3)}
 
     def _check_before_training(self) -> None:
         """Find what does not fit now, before an earlier training is touched or hours are spent.
@@ -247,13 +248,9 @@ class Pipeline:
         if self.at.evaluates_in_training or (self.at.evaluable and self._until in ("evaluate", "report")):
             _ = self.at.suite
 
-    @property
-    def _exports_best(self) -> bool:
-        """Whether the evaluations choose the checkpoint; merged weights were never evaluated while training."""
-        return self.recipe.tracking.chooses and self.recipe.merge is None
-
     def export(self) -> Result:
         """The student as a folder that sentence-transformers loads."""
+        chooses = self.recipe.tracking.chooses
 
         def work() -> Result:
             found, notes = newest_checkpoint(self.at.checkpoints, self.at.training_facts())
@@ -270,9 +267,9 @@ class Pipeline:
                     f"tracking.floor {floor}: {why}; no model is left; lower the learning rate or evaluate more often, "
                     "and train with --restart"
                 )
-            if self._exports_best and not found.facts["best"]:
+            if chooses and not found.facts["best"]:
                 self.ledger.say("", "this training made no evaluation to choose by: the last checkpoint is the model")
-            if self._exports_best and found.facts["best"]:
+            if chooses and found.facts["best"]:
                 step = int(found.facts["best"][0])
                 found, _ = newest_checkpoint(self.at.checkpoints, self.at.training_facts(), step)
                 if found is None:
@@ -297,7 +294,7 @@ class Pipeline:
             return {"outputs": [str(self.at.model)], "identity": identity, "step": found.step}
 
         made_from = {"training": self.at.training_facts(), "steps": self.at.results["train"]["steps"]}
-        if self._exports_best:
+        if chooses:
             made_from["export"] = self.recipe.tracking.floor or "best"
         return self.ledger.step("export", made_from, work)
 
@@ -356,6 +353,9 @@ class Pipeline:
             "queries": list(self.queries),
             "watched": self.recipe.tracking.watched_rows,
         }
+        before = self.at.folder / "scorecard.json"
+        if before.is_file() and read_json(before).get("failed"):
+            self.ledger.forget("evaluate")  # what failed is tried again; the scores that are kept are not taken anew
         return self.ledger.step("evaluate", made_from, work)
 
     def _beginning(self) -> Embedder:

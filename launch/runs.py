@@ -200,7 +200,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
             asked = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
         except OSError:
             return None  # no git on this machine
-        return asked.stdout.strip() if asked.returncode == 0 else None
+        return asked.stdout.rstrip() if asked.returncode == 0 else None  # a status may begin with a blank
 
     commit = ask("rev-parse", "HEAD")
     if commit is None:

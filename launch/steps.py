@@ -48,6 +48,8 @@ class Ledger:
 
         Args:
             made_from: JSON facts that determine the result.
+            work: does it; where it went on with what killed processes had begun, `seconds before` of its result says
+                how long those had worked on it.
             share: whether other runs may reuse the result (its outputs lie outside the run folder).
             begun: the other ranks are at it already, so this one does its part though another run may have finished it
                 meanwhile.
@@ -61,7 +63,7 @@ class Ledger:
             self.on_work(name)
             begin = time.perf_counter()
             result = work()
-            seconds = round(time.perf_counter() - begin, 3)
+            seconds = round(time.perf_counter() - begin + result.get("seconds before", 0.0), 3)
             record = {
                 "fingerprint": fingerprint(made_from),
                 "made_from": dict(made_from),
@@ -74,7 +76,8 @@ class Ledger:
         if record != before:
             write_json(self._path(name), record)
         self.seconds[name] = record["seconds"]
-        write_json(self.run / "timings.json", {**self.seconds, "total": round(sum(self.seconds.values()), 3)})
+        if "train" in self.seconds or self.record("train") is None:  # else the times stay those of the finished run
+            write_json(self.run / "timings.json", {**self.seconds, "total": round(sum(self.seconds.values()), 3)})
         return dict(record["result"])
 
     def due(self, name: str, made_from: Mapping[str, Any], *, share: bool = False) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from embedding.embedder import Embedder
+from train.merge import mean_of, slerp_of
 
 from .conftest import eyas
 
@@ -31,6 +32,27 @@ def test_a_greedy_soup_by_command(models: tuple[str, str, str]) -> None:
     soup, good = Embedder.from_pretrained("soup"), Embedder.from_pretrained("same")
     for name, tensor in good.state_dict().items():
         torch.testing.assert_close(soup.state_dict()[name], tensor)
+
+
+def test_slerp_by_command_walks_the_arc(models: tuple[str, str, str]) -> None:
+    ruined, good, _ = models
+    result = eyas("merge", good, ruined, "--method", "slerp", "--weight", "3", "--weight", "1", "--out", "between")
+    assert result.exit_code == 0, result.output
+    ends = [dict(Embedder.from_pretrained(name).state_dict()) for name in (good, ruined)]
+    expected, found = slerp_of(ends, [3, 1]), Embedder.from_pretrained("between").state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    assert any(not torch.allclose(found[name], mean) for name, mean in mean_of(ends, [3, 1]).items())
+
+
+def test_models_of_another_make_are_refused(models: tuple[str, str, str]) -> None:
+    other = Embedder.from_pretrained("same")
+    other.pooling = "cls"
+    other.save_pretrained("other")
+    result = eyas("merge", "same", "other", "--out", "merged")
+    assert result.exit_code == 2
+    assert 'other: of another make than same (pooling: expected "mean", found "cls")' in " ".join(result.stderr.split())
+    assert not Path("merged").exists()
 
 
 def test_a_greedy_soup_without_a_suite_is_refused(models: tuple[str, str, str]) -> None:

@@ -166,6 +166,35 @@ def test_a_restarted_training_that_its_launcher_starts_again_goes_on(
     assert "resumed" not in again.output
 
 
+def test_a_restart_that_is_killed_before_its_first_checkpoint_does_not_end_with_the_old_weights(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LAUNCH, "17")
+    words = ("train", "mine.yaml", "--restart")
+    monkeypatch.setattr("launch.pipeline.train", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert eyas(*words).exit_code != 0
+    monkeypatch.undo()
+    monkeypatch.setenv(LAUNCH, "17")
+    monkeypatch.chdir(finished)
+    assert not (RUN / "stages").exists()
+    again = eyas(*words)
+    assert again.exit_code == 0, again.output
+    assert "stage match: skipped" not in again.output
+
+
+def test_a_refused_restart_leaves_the_finished_run_as_it_was(finished: Path) -> None:
+    before = contents(RUN / "checkpoints"), contents(RUN / "steps")
+    result = eyas("train", "mine.yaml", "--restart", "stages.0.batch_size=5000")
+    assert result.exit_code == 2, result.output
+    assert (contents(RUN / "checkpoints"), contents(RUN / "steps")) == before
+
+
+def test_times_of_a_finished_run_stay_until_it_is_trained_again(finished: Path) -> None:
+    before = read_json(RUN / "timings.json")
+    assert eyas("prepare", "mine.yaml").exit_code == 0
+    assert read_json(RUN / "timings.json") == before
+
+
 def test_a_finished_run_keeps_its_own_recipe_and_counts_until_it_is_trained_otherwise(finished: Path) -> None:
     before = {name: (RUN / name).read_bytes() for name in ("config.yaml", "summary.json")}
     result = eyas("prepare", "mine.yaml", "data.sources.0.limit=20")

@@ -54,6 +54,22 @@ def test_counts_are_those_of_a_finished_run(finished: Path) -> None:
     assert planned < stored < planned + 2_000  # Arrow's own header and footer
 
 
+def test_negatives_that_are_to_be_mined_are_counted(finished: Path) -> None:
+    def tokens(*words: str) -> float:
+        line = next(line for line in plan(*words).stdout.splitlines() if " steps of " in line)
+        return float(line.split(" steps of ")[1].split()[0].replace(",", ""))
+
+    takes = "stages.0.negatives=3"
+    plain, mined = tokens(takes), tokens(takes, "mine.negatives=7", "mine.ranks=[1, 20]")
+    assert 1.8 * plain < mined < 3.2 * plain, "two texts a row, and three more"
+    assert tokens("stages.0.negatives=0", "mine.negatives=7", "mine.ranks=[1, 20]") == plain, "no step takes them"
+
+
+def test_instructions_that_no_source_has_are_said_to_be_missed(finished: Path) -> None:
+    said = plan("data.sources.0.instruction=''").stdout
+    assert "no source has an instruction, so the student's prompt with {task}" in " ".join(said.split())
+
+
 def test_a_student_without_prompts_is_counted_without_them_and_its_instructions_are_said_to_be_lost(
     finished: Path,
 ) -> None:

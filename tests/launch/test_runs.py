@@ -11,7 +11,7 @@ import pytest
 
 from embedding.config import load_config
 from embedding.files import read_json
-from launch.runs import find_runs, hold, redacted, refuse_secrets, scrubbed
+from launch.runs import find_runs, git_state, hold, redacted, refuse_secrets, scrubbed
 from tests.launch.conftest import RUN, STEPS, contents, eyas, skipped
 from train.recipe import Recipe
 
@@ -36,6 +36,23 @@ def test_a_run_folder_says_what_made_it(finished: Path) -> None:
     assert "\x1b" not in log
     names = {"metrics.jsonl", "checkpoints", "model", "scorecard.json", "report.html", "summary.json", "timings.json"}
     assert names <= {path.name for path in RUN.iterdir()}
+
+
+def test_changed_files_of_a_checkout_are_named(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        as_someone = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+        subprocess.run(["git", "-C", str(tmp_path), *as_someone, *words], check=True, capture_output=True)
+
+    names = ["README.md", "recipe.yaml"]
+    git("init")
+    for name in names:
+        (tmp_path / name).write_text("first")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert (git_state(tmp_path) or {})["changed"] == []
+    for name in names:
+        (tmp_path / name).write_text("second")
+    assert (git_state(tmp_path) or {})["changed"] == names
 
 
 def test_runs_are_listed_and_shown(finished: Path) -> None:
