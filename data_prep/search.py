@@ -26,8 +26,6 @@ LIST_POINTS = 40
 GRAPH_LINKS = 32
 """Links of a node of an HNSW graph (Malkov and Yashunin 2018: 5 to 48)."""
 MOST_EFFORT = 2_048
-
-
 HELD_SHARE = 0.5
 """Of a GPU's free memory, for documents; scores and queries want some too."""
 
