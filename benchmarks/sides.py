@@ -18,7 +18,6 @@ from benchmarks.pairs import TEACHER, load_inputs
 from benchmarks.steps import train_state
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
-from embedding.attention import recomputed_alike
 from embedding.layout import resolve_model
 from embedding.memory import keep_freed_memory
 from train.calibrate import calibrate
@@ -26,7 +25,7 @@ from train.losses import InfoNCE
 from train.plan import Inputs, StagePlan, plan_stages
 from train.recipe import ComputeConfig, PretrainedStudent, Recipe, Stage, StudentConfig
 from train.step import Memory, prepare_work, train_step
-from train.student import build_student, compile_layers, training_flops
+from train.student import build_student, checkpoint_layers, compile_layers, training_flops
 
 TEMPERATURE = 0.05
 RATE = 1e-5
@@ -71,8 +70,7 @@ class Ours:
         student = StudentConfig(start=PretrainedStudent(model=case.model), max_tokens=case.max_tokens)
         module = build_student(student, None, 0, project=False).to(case.device).train()
         if case.layer_checkpointing:
-            backbone: Any = module.embedder.backbone
-            backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputed_alike(backbone)})
+            checkpoint_layers(module.embedder.backbone)
         if case.compiled:
             compile_layers(module.embedder.backbone)
         with accelerator.autocast():

@@ -19,7 +19,6 @@ from accelerate.utils import DistributedType
 from packaging.version import Version
 from torch import Tensor
 
-from embedding.attention import recomputed_alike
 from embedding.memory import keep_freed_memory
 from eval.ranks import Ranks
 from train.calibrate import calibrate, lowered, matrix_rate
@@ -52,7 +51,7 @@ from train.spikes import SpikeGuard
 from train.stages import finished_stage, freeze, frozen_in, origin, save_stage, stage_identity
 from train.start import set_start
 from train.step import Memory, TrainState, prepare_work, read_ahead, train_step
-from train.student import Student, compile_layers
+from train.student import Student, checkpoint_layers, compile_layers
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
 
@@ -120,8 +119,7 @@ def train(
     student.to(accelerator.device).train()
     _ = student.embedder.causal  # a forward pass: not under autocast, whose casts it would keep without a gradient
     if recipe.compute.layer_checkpointing:
-        backbone: Any = student.embedder.backbone
-        backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputed_alike(backbone)})
+        checkpoint_layers(student.embedder.backbone)
     if recipe.compute.compile:
         compile_layers(student.embedder.backbone)
     if found is None:

@@ -310,18 +310,20 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _merged(self) -> "Recipe":
+        if self.merge is None:
+            return self
         names = [stage.name for stage in self.stages]
-        for name in self.merge.of if self.merge else []:
+        for name in self.merge.of:
             if name not in names:
                 raise ValueError(f"merge.of: no stage is called {name!r}; the stages are {', '.join(names)}")
-        if self.merge and self.tracking.decides:
+        if self.tracking.decides:
             raise ValueError(
                 "tracking.export best, floor and patience choose a checkpoint or end the training early, and merge "
                 "makes another model of whole stages; give one of them"
             )
-        weights = self.merge.weights if self.merge else None
-        if self.merge and weights and self.merge.method == "greedy":
+        weights = self.merge.weights
+        if weights and self.merge.method == "greedy":
             raise ValueError("merge.weights: a greedy soup finds its own; leave them out")
-        if self.merge and weights and len(weights) != len(self.merge.of):
+        if weights and len(weights) != len(self.merge.of):
             raise ValueError(f"merge.weights: expected one for each of the {len(self.merge.of)} stages, got {weights}")
         return self

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedModel, Qwen3Config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from embedding.attention import recomputed_alike
 from embedding.embedder import Dense, Embedder
 from embedding.instruction import Template
 from embedding.layout import resolve_model
@@ -52,9 +53,8 @@ class Student(nn.Module):
         One graph, so every gradient is reduced once however many chunks there are. The activations of the first `kept`
         chunks stay in memory; the others are recomputed in the backward pass with the same random numbers.
         """
-        here = torch.empty(
-            0, device=self.embedder.device
-        )  # random numbers are restored on the devices of tensors alone
+        # checkpoint restores the random numbers of the devices of its tensors alone
+        here = torch.empty(0, device=self.embedder.device)
         parts = [
             self.embedder.embed_rows(rows)
             if i < kept or not torch.is_grad_enabled()
@@ -79,6 +79,11 @@ def compile_layers(backbone: nn.Module) -> None:
     for module in backbone.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.compile(dynamic=True)
+
+
+def checkpoint_layers(backbone: Any) -> None:
+    """Have every layer of a transformers model keep its inputs alone, and run again in the backward pass as it ran."""
+    backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputed_alike(backbone)})
 
 
 def training_flops(embedder: Embedder, length_N: np.ndarray) -> float:
