@@ -80,6 +80,21 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does_up_to_rounding(
     assert cosine.min() > 0.999
 
 
+def test_a_recomputed_chunk_drops_out_what_it_dropped_out_before(teacher: Embedder) -> None:
+    """The masks come from the device's random numbers, which are to be those of the first pass again."""
+    config = StudentConfig(start=PrunedStudent(layers=[1, 4]), max_tokens=64, dropout=0.3)
+    student = build_student(config, teacher, 0).cuda().train()
+
+    def of(kept: int) -> torch.Tensor:
+        student.zero_grad()
+        torch.manual_seed(3)
+        student([[row] for row in ROWS], kept)[0].sin().sum().backward()
+        return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+    kept = of(2)
+    assert (of(0) - kept).norm() < 1e-4 * kept.norm()
+
+
 def gradients(student: Student) -> dict[str, torch.Tensor]:
     student.zero_grad()
     student([ROWS], 1)[1].square().sum(dim=-1).sin().sum().backward()
