@@ -5,7 +5,6 @@ The peer is a plain loop over its loss and AdamW, since its Trainer would only a
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from benchmarks.steps import train_state
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
 from embedding.layout import resolve_model
-from embedding.memory import keep_freed_memory
+from embedding.memory import drop_garbage, keep_freed_memory
 from train.calibrate import calibrate
 from train.losses import InfoNCE
 from train.plan import Inputs, StagePlan, plan_stages
@@ -66,7 +65,7 @@ class Ours:
         keep_freed_memory()
         plan, _ = _plan(case)
         self.sampler = plan.sampler
-        accelerator = Accelerator(cpu=case.device == "cpu", mixed_precision="bf16" if case.bf16 else "no")
+        accelerator = Accelerator(cpu=case.device == "cpu", mixed_precision=_precision(case))
         student = StudentConfig(start=PretrainedStudent(model=case.model), max_tokens=case.max_tokens)
         module = build_student(student, None, 0, project=False).to(case.device).train()
         if case.layer_checkpointing:
@@ -126,6 +125,8 @@ class Theirs:
         if case.layer_checkpointing:
             self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
+        # As its Trainer does: autocast is part of the model's forward pass, so of the cached losses' second one too.
+        Accelerator(cpu=case.device == "cpu", mixed_precision=_precision(case)).prepare_model(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, fused=True)
         self.choices = peer_losses(self.model, case.device)
         self.chosen = PLAIN
@@ -145,12 +146,9 @@ class Theirs:
         count = max(1, round(share * len(texts[0])))
         features = [self._features([self.texts.text(int(row)) for row in side[:count]]) for side in texts]
         begin = _now()
-        try:
-            with self._autocast():
-                loss = self.choices[self.chosen](features, None)
-            loss.backward()  # type: ignore[no-untyped-call]
-        except torch.OutOfMemoryError:
+        if not self._backward(features):
             self.optimizer.zero_grad(set_to_none=True)
+            drop_garbage()
             return {"seconds": float("inf"), "tokens": 0, "padded": 0}
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -160,6 +158,14 @@ class Theirs:
             "tokens": sum(_tokens(side) for side in features),
             "padded": sum(side["input_ids"].numel() for side in features),
         }
+
+    def _backward(self, features: list[dict[str, Any]]) -> bool:
+        """The gradients of a batch; whether there was memory for them."""
+        try:
+            self.choices[self.chosen](features, None).backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def choose(self, name: str) -> None:
         """Train with this loss from here on."""
@@ -191,8 +197,9 @@ class Theirs:
             name: x.to(self.case.device) if isinstance(x, torch.Tensor) else x for name, x in dict(features).items()
         }
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.case.device, dtype=torch.bfloat16) if self.case.bf16 else nullcontext()
+
+def _precision(case: Case) -> str:
+    return "bf16" if case.bf16 else "no"
 
 
 def _tokens(features: dict[str, Any]) -> int:

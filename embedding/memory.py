@@ -1,7 +1,10 @@
-"""The C allocator, told to keep what it has."""
+"""The C allocator, told to keep what it has; and what a device holds after it ran out of memory, given up."""
 
 import ctypes
+import gc
 import sys
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
@@ -21,3 +24,14 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "mallopt"):
         return False
     return bool(libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)) and bool(libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES))
+
+
+def drop_garbage() -> None:
+    """Free what a step that ran out of memory left behind; call it when the exception is gone.
+
+    A graph that broke off half-way lies in reference cycles until Python looks for them, and PyTorch's allocator keeps
+    what was freed in pieces of the sizes that did not fit.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

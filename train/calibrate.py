@@ -6,7 +6,7 @@ the same chunks and ends bit for bit where the uninterrupted one would have.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from embedding.memory import drop_garbage
 from embedding.tokens import chunk_tokens, plan_chunks
 from train.recipe import ComputeConfig
 from train.step import Memory
@@ -21,7 +22,7 @@ from train.student import Student
 
 CANDIDATES: dict[str, tuple[int, ...]] = {
     "cpu": (1_024, 2_048, 4_096, 8_192),
-    "cuda": (16_384, 32_768, 65_536, 131_072),
+    "cuda": (8_192, 16_384, 32_768, 65_536, 131_072),
 }
 """Padded tokens of a chunk."""
 CUDA_SHARE = 0.9
@@ -31,6 +32,9 @@ STATE_BYTES = 16
 two moments, in fp32."""
 GATHERED_BYTES = 4
 SAMPLE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
+RECOMPUTED = 1 / 3
+"""Of the time of a chunk's forward and backward pass, what its forward pass takes once more (Kaplan et al. 2020,
+section 2.1: two of six operations a weight)."""
 
 
 def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfig, shards: int = 1) -> Memory:
@@ -49,16 +53,39 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
             "budget or lower the stage's max_tokens"
         )
     sample = _sample(rows, SAMPLE_TOKENS.get(device.type, 16_384))
-    budget = config.token_budget or _fastest(student, sample, longest)
-    memory = Memory(budget, 0.0, 0.0, student.embedder.packs)
+    seconds = {config.token_budget: 0.0} if config.token_budget else _seconds(student, sample, longest)
+    memory = Memory(min(seconds), 0.0, 0.0, student.embedder.packs)
     while True:
         try:
             memory = replace(memory, bytes_per_token=_bytes_per_token(student, sample, memory.token_budget))
             break
         except torch.OutOfMemoryError:
             memory = memory.halved(longest)
-    activations = config.activation_gib * 2**30 if config.activation_gib else _room(student, memory, shards)
-    return replace(memory, activation_bytes=activations)
+        drop_garbage()
+
+    def activations(budget: int) -> float:
+        return config.activation_gib * 2**30 if config.activation_gib else _room(student, memory, budget, shards)
+
+    # Where not even the smallest could keep its activations, there is nothing to choose: half of it is what is left.
+    rooms = {budget: activations(budget) for budget in seconds if memory.token_budget == min(seconds)}
+    budget = _best(seconds, rooms, memory.bytes_per_token * sum(len(row) for row in rows), memory.token_budget)
+    return replace(memory, token_budget=budget, activation_bytes=max(0.0, activations(budget)))
+
+
+def _best(seconds: Mapping[int, float], rooms: Mapping[int, float], whole: float, least: int) -> int:
+    """The budget of the fastest step: a large chunk may be the faster one, and leaves less room to keep others.
+
+    Args:
+        seconds: of a sample's forward and backward pass, by budget.
+        rooms: bytes for kept activations beside a chunk of that budget; negative: the chunk itself has no room.
+        whole: bytes of the activations of a whole batch.
+        least: what remains where no chunk has room.
+    """
+
+    def step(budget: int) -> float:
+        return seconds[budget] * (1 + RECOMPUTED * (1 - min(1.0, rooms[budget] / whole)))
+
+    return min((budget for budget, room in rooms.items() if room >= 0), key=step, default=least)
 
 
 def lowered(memory: Memory, config: ComputeConfig) -> Memory:
@@ -88,13 +115,14 @@ def _sample(rows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
     return list(rows[: int(np.searchsorted(total, tokens)) + 1])
 
 
-def _fastest(student: Student, sample: Sequence[np.ndarray], longest: int) -> int:
+def _seconds(student: Student, sample: Sequence[np.ndarray], longest: int) -> dict[int, float]:
+    """Of the sample's forward and backward pass, by budget; where there is one alone, it is not measured."""
     known = CANDIDATES.get(student.embedder.device.type, (4_096, 16_384))
     candidates = [budget for budget in known if budget >= longest] or [longest]
     whole = longest * len(sample)  # a budget beyond it makes the same single chunk
     candidates = [budget for budget, below in zip(candidates, [0, *candidates], strict=False) if below < whole]
     if len(candidates) == 1:
-        return candidates[0]
+        return {candidates[0]: 0.0}
     seconds: dict[int, float] = {}
     try:
         _forward_backward(student, sample, candidates[0])
@@ -102,7 +130,8 @@ def _fastest(student: Student, sample: Sequence[np.ndarray], longest: int) -> in
             seconds[budget] = min(_forward_backward(student, sample, budget) for _ in range(2))
     except torch.OutOfMemoryError:  # nor will a larger one fit
         student.zero_grad(set_to_none=True)
-    return min(seconds, key=lambda budget: seconds[budget], default=candidates[0])
+    drop_garbage()
+    return seconds or {candidates[0]: 0.0}
 
 
 def _forward_backward(student: Student, sample: Sequence[np.ndarray], budget: int) -> float:
@@ -138,8 +167,9 @@ def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int
     return sum(storages.values()) / chunk_tokens(lengths[chunk], packed=packed)
 
 
-def _room(student: Student, memory: Memory, shards: int) -> float:
-    """Bytes for the activations of kept chunks: on a GPU nearly all, elsewhere others live on the machine too."""
+def _room(student: Student, memory: Memory, budget: int, shards: int) -> float:
+    """Bytes for the activations of kept chunks: on a GPU nearly all, elsewhere others live on the machine too.
+    Negative on a GPU where the chunk that is recomputed beside them has no room itself."""
     device = student.embedder.device
     if device.type != "cuda":
         return 0.5 * float(psutil.virtual_memory().available)
@@ -148,8 +178,8 @@ def _room(student: Student, memory: Memory, shards: int) -> float:
     if shards > 1:
         # Of the fp32 weights a share stays; in the backward pass weights and gradients lie whole beside it, in bf16.
         to_come += GATHERED_BYTES * sum(p.numel() for p in student.parameters()) / shards
-    chunk = memory.token_budget * memory.bytes_per_token  # one at a time is recomputed beside the kept ones
-    return max(0.0, CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] - to_come) - chunk)
+    chunk = budget * memory.bytes_per_token  # one at a time is recomputed beside the kept ones
+    return CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] - to_come) - chunk
 
 
 def _synchronize(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from embedding.embedder import Embedder
+from embedding.memory import drop_garbage
 from embedding.tokens import chunk_tokens
 from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
@@ -145,6 +146,7 @@ def train_step(state: TrainState, work: Work) -> dict[str, float]:
                 ) from error
             state.say(f"out of memory: {halved} from here on, and the step again")
             state.memory = halved
+        drop_garbage()
 
 
 def attempt_step(state: TrainState, work: Work) -> dict[str, float]:

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoModel
 
-from benchmarks.gpu_step import long_tailed_pairs, measure, result_of, shapes, tiny_shapes
+from benchmarks.gpu_step import long_tailed_pairs, measure, result_of, shapes, tiny_shapes, write_model
+from benchmarks.pairs import ranking_rows, write_inputs
+from benchmarks.sides import Case, Theirs
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,3 +51,21 @@ def test_a_case_in_small(tmp_path: Path) -> None:
     assert result["ratio_gemma3_32"] > 0
     assert result["mfu_gemma3_32"] > 0
     assert found["gemma3_32"]["theirs"]["attention"] == "sdpa"
+
+
+def test_the_peer_computes_in_bf16_also_what_it_computes_again(tmp_path: Path) -> None:
+    """Its cached losses go forward a second time in a hook of the backward pass, where autocast has ended already."""
+    model = write_model(tmp_path / "model", tiny_shapes()["qwen3"])
+    rows = ranking_rows([(f"query {i}", f"document {i} of some words") for i in range(8)])
+    write_inputs(tmp_path / "texts", rows, model, vectors=False)
+    case = Case("bf16", str(tmp_path / "texts"), str(tmp_path / "model"), max_tokens=32, batch=4, steps=1, bf16=True)
+    AcceleratorState._reset_state(reset_partial_state=True)  # type: ignore[no-untyped-call]
+    try:
+        theirs = Theirs(case)
+        passes: list[bool] = []
+        theirs.backbone.layers[0].register_forward_hook(lambda *_: passes.append(torch.is_autocast_enabled("cpu")))
+        theirs.choose("cached, 2 texts")
+        theirs.step(0)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)  # type: ignore[no-untyped-call]
+    assert passes == [True] * 8  # two sides of two mini-batches, twice

@@ -3,7 +3,7 @@
 import numpy as np
 
 from embedding.embedder import Embedder
-from train.calibrate import CANDIDATES, calibrate
+from train.calibrate import CANDIDATES, _best, calibrate
 from train.recipe import ComputeConfig, StudentConfig
 from train.student import build_student
 
@@ -21,3 +21,13 @@ def test_larger_batches_are_measured_and_no_budget_is_beyond_them(
     student = build_student(student_config, teacher, 0)
     memory = calibrate(student, [np.full(60, 5, dtype=np.int32)] * 30, ComputeConfig())
     assert memory.token_budget in CANDIDATES["cpu"][:2]  # 1,800 tokens: 2,048 makes one chunk of them
+
+
+def test_a_large_chunk_is_chosen_where_it_is_faster_and_leaves_room_to_keep_others() -> None:
+    seconds = {8: 1.1, 16: 1.0, 32: 0.99}
+    assert _best(seconds, {8: 100.0, 16: 100.0, 32: 100.0}, 90.0, 8) == 32
+    # All kept at 1.1 s; a half recomputed at 1.0 s takes 1.0 x (1 + 1/6); at 0.99 s nothing is kept.
+    assert _best(seconds, {8: 90.0, 16: 45.0, 32: 0.0}, 90.0, 8) == 8
+    assert _best(seconds, {8: 45.0, 16: 45.0, 32: -1.0}, 90.0, 8) == 16
+    assert _best(seconds, {8: -1.0, 16: -2.0, 32: -3.0}, 90.0, 8) == 8
+    assert _best({8: 0.0}, {}, 90.0, 4) == 4
