@@ -132,6 +132,11 @@ class Sampler:
         rows, epochs = self._draw(step)
         return self._build(step, rows, epochs)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that there is, cut to the stage's length."""
+        return min(int(self.tokens.lengths.max(initial=0)), self.max_tokens)
+
     def ids(self, text: int) -> np.ndarray:
         """The tokens of a text, cut to the stage's length with the EOS kept: int32."""
         return cut(self.tokens.ids(text), self.max_tokens, self.tokens.suffix)

@@ -37,10 +37,14 @@ RECOMPUTED = 1 / 3
 section 2.1: two of six operations a weight)."""
 
 
-def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfig, shards: int = 1) -> Memory:
+def calibrate(
+    student: Student, rows: Sequence[np.ndarray], config: ComputeConfig, *, shards: int = 1, to_come: int = 0
+) -> Memory:
     """Choose the token budget and the memory for activations, from texts of the first batch.
 
-    `shards`: the ranks that the student will be cut over, after this (FSDP2); 1: each keeps it whole.
+    Args:
+        shards: the ranks that the student will be cut over, after this (FSDP2); 1: each keeps it whole.
+        to_come: tokens of the longest text that some stage of the run reads.
 
     Raises:
         ValueError: the configured budget is under one text, or the device has no memory for the longest text.
@@ -64,7 +68,11 @@ def calibrate(student: Student, rows: Sequence[np.ndarray], config: ComputeConfi
         drop_garbage()
 
     def activations(budget: int) -> float:
-        return config.activation_gib * 2**30 if config.activation_gib else _room(student, memory, budget, shards)
+        return (
+            config.activation_gib * 2**30
+            if config.activation_gib
+            else _room(student, memory, max(budget, to_come), shards)
+        )
 
     # Where not even the smallest could keep its activations, there is nothing to choose: half of it is what is left.
     rooms = {budget: activations(budget) for budget in seconds if memory.token_budget == min(seconds)}
@@ -167,9 +175,9 @@ def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int
     return sum(storages.values()) / chunk_tokens(lengths[chunk], packed=packed)
 
 
-def _room(student: Student, memory: Memory, budget: int, shards: int) -> float:
+def _room(student: Student, memory: Memory, chunk: int, shards: int) -> float:
     """Bytes for the activations of kept chunks: on a GPU nearly all, elsewhere others live on the machine too.
-    Negative on a GPU where the chunk that is recomputed beside them has no room itself."""
+    Negative on a GPU where the chunk of so many tokens that is recomputed beside them has no room itself."""
     device = student.embedder.device
     if device.type != "cuda":
         return 0.5 * float(psutil.virtual_memory().available)
@@ -178,8 +186,7 @@ def _room(student: Student, memory: Memory, budget: int, shards: int) -> float:
     if shards > 1:
         # Of the fp32 weights a share stays; in the backward pass weights and gradients lie whole beside it, in bf16.
         to_come += GATHERED_BYTES * sum(p.numel() for p in student.parameters()) / shards
-    chunk = budget * memory.bytes_per_token  # one at a time is recomputed beside the kept ones
-    return CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] - to_come) - chunk
+    return CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] - to_come) - chunk * memory.bytes_per_token
 
 
 def _synchronize(device: torch.device) -> None:

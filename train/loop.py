@@ -123,7 +123,7 @@ def train(
     if recipe.compute.compile:
         compile_layers(student.embedder.backbone)
     if found is None:
-        memory = _begin(job, plans[0], tracker)
+        memory = _begin(job, plans, tracker)
     else:
         student.load_state_dict(found.model)
         kept_memory = Memory(**found.facts["memory"])
@@ -296,14 +296,15 @@ class _Job:
         return {name: sharded_like(tensor, now[name]) for name, tensor in model.items()}
 
 
-def _begin(job: _Job, plan: StagePlan, tracker: Tracker) -> Memory:
+def _begin(job: _Job, plans: Sequence[StagePlan], tracker: Tracker) -> Memory:
     """What a new run does once: set the weights in closed form if asked, measure the machine. Also where finished
     stages are taken over: the first evaluation is of this student, and a stage may begin from it."""
-    set_start(job.student, job.recipe, plan, job.inputs, tracker.say)
-    first = prepare_work(plan.sampler, None, 0)
+    set_start(job.student, job.recipe, plans[0], job.inputs, tracker.say)
+    first = prepare_work(plans[0].sampler, None, 0)
+    longest = max(plan.sampler.longest for plan in plans)
     with job.accelerator.autocast():
         shards = world_size() if job.accelerator.is_fsdp2 else 1
-        memory = calibrate(job.student, first.rows, job.recipe.compute, shards)
+        memory = calibrate(job.student, first.rows, job.recipe.compute, shards=shards, to_come=longest)
     return Memory(**broadcast_object(asdict(memory)))
 
 
