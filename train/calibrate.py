@@ -86,12 +86,13 @@ def _best(seconds: Mapping[int, float], rooms: Mapping[int, float], whole: float
     Args:
         seconds: of a sample's forward and backward pass, by budget.
         rooms: bytes for kept activations beside a chunk of that budget; negative: the chunk itself has no room.
-        whole: bytes of the activations of a whole batch.
+        whole: bytes of the activations of a whole batch; 0: the student is frozen, and keeps none.
         least: what remains where no chunk has room.
     """
 
     def step(budget: int) -> float:
-        return seconds[budget] * (1 + RECOMPUTED * (1 - min(1.0, rooms[budget] / whole)))
+        kept = min(1.0, rooms[budget] / whole) if whole else 1.0
+        return seconds[budget] * (1 + RECOMPUTED * (1 - kept))
 
     return min((budget for budget, room in rooms.items() if room >= 0), key=step, default=least)
 

@@ -38,6 +38,7 @@ def test_a_large_chunk_is_chosen_where_it_is_faster_and_leaves_room_to_keep_othe
     assert _best(seconds, {8: 45.0, 16: 45.0, 32: -1.0}, 90.0, 8) == 16
     assert _best(seconds, {8: -1.0, 16: -2.0, 32: -3.0}, 90.0, 8) == 8
     assert _best({8: 0.0}, {}, 90.0, 4) == 4
+    assert _best(seconds, {8: 1.0, 16: 1.0, 32: 1.0}, 0.0, 8) == 32
 
 
 def test_beside_what_is_kept_there_is_room_for_the_longest_text_of_every_stage(
