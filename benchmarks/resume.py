@@ -5,9 +5,10 @@
 A real run (`train.loop`, two stages, match and InfoNCE, attention dropout, a checkpoint every 5 steps of 80) goes
 through once undisturbed. The same run in another folder is then killed (SIGKILL) again and again at random moments and
 resumed each time: while it starts, in the middle of steps, and inside the write of a checkpoint, which is seen from
-outside by the folder that a write leaves aside until it is whole. Compared are the SHA-256 of the last checkpoint's
-weights and optimizer state, and every logged loss, gradient norm and learning rate. The token budget is given, as it is
-in a checkpoint: two runs that measure it for themselves may choose differently.
+outside by the folder that a write leaves aside until it is whole. Compared are the SHA-256 of the weights and optimizer
+state in the last two checkpoints (the very last, at the end of a stage, has weights alone), and every logged loss,
+gradient norm and learning rate. The token budget is given, as it is in a checkpoint: two runs that measure it for
+themselves may choose differently.
 
 Prints one JSON line last; keys `kills`, `identical`.
 """
@@ -138,12 +139,13 @@ def logged(run: Path) -> list[dict[str, Any]]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What must be identical: hashes of the last checkpoint's tensors, and the course of the training."""
-    last = checkpoints(run / "checkpoints")[-1]
-    manifest = read_manifest(last)
-    assert manifest is not None, "a whole checkpoint has a manifest"
-    course = [{name: line[name] for name in SAME} for line in logged(run)]
-    return {"step": manifest["step"], "sha256": manifest["sha256"], "course": course}
+    """What must be identical: hashes of the tensors of the checkpoints kept, and the course of the training."""
+    sums = {}
+    for path in checkpoints(run / "checkpoints"):
+        manifest = read_manifest(path)
+        assert manifest is not None, "a whole checkpoint has a manifest"
+        sums[path.name] = manifest["sha256"]
+    return {"sha256": sums, "course": [{name: line[name] for name in SAME} for line in logged(run)]}
 
 
 def measure(folder: Path, *, kills: int, steps: int, seed: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Checkpoint:
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    """Empty where no step of its stage follows."""
     facts: dict[str, Any]
     """What the run chose for itself (the token budget, the best score so far) and must choose again on resume."""
     average: dict[str, Tensor] = field(default_factory=dict)

@@ -230,10 +230,14 @@ class _Job:
         return self.folder.with_name("stages")
 
     def save(self, step: int, plan: StagePlan, state: TrainState) -> None:
-        """Write the checkpoint of a finished step, and drop the oldest ones; the last of a stage is also its result."""
+        """Write the checkpoint of a finished step, and drop the oldest. The last of a stage is also its result, and
+        lacks what only a next step would read: the optimizer's state is twice as large as the weights."""
         model = {name: whole_on_main(tensor) for name, tensor in self.student.state_dict().items()}
-        optimizer = optimizer_tensors(state.optimizer)
-        average = {} if state.average is None else {n: whole_on_main(x) for n, x in state.average.tensors.items()}
+        optimizer, average = {}, {}
+        if step < plan.end:
+            optimizer = optimizer_tensors(state.optimizer)
+            averaged = state.average.tensors if state.average else {}
+            average = {name: whole_on_main(tensor) for name, tensor in averaged.items()}
         facts = self.facts(state.memory) | {"spikes": state.guard.facts()}
 
         def write() -> None:

@@ -162,6 +162,21 @@ def test_a_rerun_of_a_later_stage_is_measured_from_the_same_start(
     assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
+def test_the_last_checkpoint_of_a_stage_has_no_optimizer_since_nobody_would_read_it(
+    inputs: Inputs, fresh: Student, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage("only", steps=3, ema=0.9))
+    train(recipe, fresh, inputs, tmp_path)
+    identity = checkpoint_identity(recipe, inputs)
+    middle, _ = newest_checkpoint(tmp_path / "checkpoints", identity, 2)
+    last, _ = newest_checkpoint(tmp_path / "checkpoints", identity)
+    assert middle is not None
+    assert last is not None
+    assert middle.optimizer.keys() > {"0.exp_avg"}
+    assert middle.average.keys() == middle.model.keys() == last.model.keys()
+    assert (last.step, last.optimizer, last.average) == (3, {}, {})
+
+
 def test_branches_begin_where_they_say_and_are_merged(
     inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
 ) -> None:
