@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ PAIRS = [(f"How does {verb} a {noun} work?", f"To {verb} the {noun}, be patient.
          for length in (1, 3, 10)]  # fmt: skip
 KEY = "sk-only-for-this-test"
 START_SECONDS = 900.0
+ROOT = Path(__file__).parents[2]
 
 
 class Infinity:
@@ -79,7 +81,8 @@ class Infinity:
 
 
 def exported(folder: Path) -> dict[str, Path]:
-    """What eyas leaves behind: two of the teacher's layers, and a decoder with Qwen3's rotary base."""
+    """What eyas leaves behind: two of the teacher's layers, a decoder with Qwen3's rotary base, and what a run of all
+    stages ends with."""
     teacher = Embedder.from_pretrained(TEACHER)
     torch.manual_seed(0)
     shape = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 12}
@@ -94,7 +97,9 @@ def exported(folder: Path) -> dict[str, Path]:
     }
     for name, model in made.items():
         model.save_pretrained(folder / name)
-    return {name: folder / name for name in made}
+    words = [sys.executable, "-m", "launch", "run", "tiny/harrier-0.6b"]
+    subprocess.run(words, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    return {name: folder / name for name in made} | {"run": folder / "runs" / "tiny-harrier-0.6b" / "model"}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +156,7 @@ def test_its_vectors_are_those_of_the_model_run_here(
     assert endpoint.used_tokens > 0
 
 
-@pytest.mark.parametrize("name", ["pruned", "decoder"])
+@pytest.mark.parametrize("name", ["pruned", "decoder", "run"])
 def test_an_exported_student_is_served_with_its_own_vectors(
     infinity: Infinity, students: dict[str, Path], texts: Texts, name: str
 ) -> None:
