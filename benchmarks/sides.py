@@ -68,10 +68,10 @@ class Ours:
         accelerator = Accelerator(cpu=case.device == "cpu", mixed_precision=_precision(case))
         student = StudentConfig(start=PretrainedStudent(model=case.model), max_tokens=case.max_tokens)
         module = build_student(student, None, 0, project=False).to(case.device).train()
-        if case.layer_checkpointing:
-            checkpoint_layers(module.embedder.backbone)
         if case.compiled:
             compile_layers(module.embedder.backbone)
+        if case.layer_checkpointing:
+            checkpoint_layers(module.embedder.backbone)
         with accelerator.autocast():
             rows = prepare_work(self.sampler, None, 0).rows
             memory = calibrate(module, rows, ComputeConfig(activation_gib=case.activation_gib))
@@ -178,7 +178,7 @@ class Theirs:
             compile_layers(self.backbone)
             return
         for module in self.backbone.modules():
-            module._compiled_call_impl = None
+            module.__dict__.pop("forward", None)
 
     def configuration(self) -> dict[str, Any]:
         """What is being run."""

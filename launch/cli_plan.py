@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from train.recipe import Recipe
 
 DEFAULT_GPUS = ("H200", "H100", "A100-80", "L40S", "RTX4090")
-MFU = 0.4
+TEACHER_MFU = 0.4
+"""Of the published rate, assumed: one H200 reached 0.5 with a teacher of 27B, and 0.18 with one of 0.6B
+(`benchmarks.gpu_embed`)."""
+TRAINING_MFU = {False: 0.14, True: 0.35}
+"""Without and with `compute.compile`, operations done again counted: what one H200 reached with students of 0.6B and
+270M (docs/experiments.md, both looks on a GPU)."""
 
 
 def plan(
@@ -22,8 +27,14 @@ def plan(
     gpu: Annotated[list[str] | None, typer.Option(help="A kind of GPU, such as H100; may be repeated.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     mfu: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Assumed share of the published matrix rate that is reached.")
-    ] = MFU,
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Share of the published matrix rate that is reached; what one H200 did where it is not given.",
+            show_default=False,
+        ),
+    ] = None,
     teacher_config: Annotated[
         Path | None, typer.Option(exists=True, help="A config.json of a teacher that is not on this machine.")
     ] = None,
@@ -75,9 +86,9 @@ def plan(
 
 
 def show(
-    console: "Console", recipe: "Recipe", found: "Forecast", kinds: "list[Gpu]", gpus: int, mfu: float
+    console: "Console", recipe: "Recipe", found: "Forecast", kinds: "list[Gpu]", gpus: int, mfu: float | None
 ) -> list[str]:
-    """Print it all; returns what does not fit anywhere."""
+    """Print it all; returns what does not fit anywhere. `mfu` None: as measured."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -90,8 +101,9 @@ def show(
     table = Table(title=f"\nOn {gpus} GPU{'s' if gpus > 1 else ''} of a kind", title_justify="left")
     for column in ("GPU", "memory", "teacher needs", "device time", "training needs", "device time"):
         table.add_column(column, justify="left" if column == "GPU" else "right")
-    teachers = {kind: teacher_on(kind, gpus, recipe, found, mfu) for kind in kinds}
-    trainings = {kind: training_on(kind, gpus, recipe, found, mfu) for kind in kinds}
+    embeds, trains = mfu or TEACHER_MFU, mfu or TRAINING_MFU[recipe.compute.compile]
+    teachers = {kind: teacher_on(kind, gpus, recipe, found, embeds) for kind in kinds}
+    trainings = {kind: training_on(kind, gpus, recipe, found, trains) for kind in kinds}
     for kind in kinds:
         cells = [*_cells(teachers[kind]), *_cells(trainings[kind])]
         table.add_row(kind.name, f"{kind.gigabytes:g} GB", *cells)
@@ -114,9 +126,10 @@ def show(
     if shortage := _disk(recipe, found):
         console.print(f"[red]does not fit:[/] {escape(shortage)}", soft_wrap=True)
         failures.append("disk")
+    given = "as --mfu says" if mfu else "about what one H200 reached (--mfu for another share)"
     console.print(
-        f"Time is operations / (published dense rate x {mfu:g}): the {mfu:g} is an assumption (--mfu), not a "
-        "measurement. Memory of training: 16 bytes a parameter (AdamW in fp32), 2 more for bf16 copies, and one chunk "
+        f"Time is operations / (published dense rate x share); {embeds:g} for the teacher, {trains:g} in training: "
+        f"{given}. Memory of training: 16 bytes a parameter (AdamW in fp32), 2 more for bf16 copies, and one chunk "
         "of the longest text; what is left keeps activations.",
         style="dim",
     )

@@ -38,13 +38,13 @@ section 2.1: two of six operations a weight)."""
 
 
 def calibrate(
-    student: Student, rows: Sequence[np.ndarray], config: ComputeConfig, *, shards: int = 1, to_come: int = 0
+    student: Student, rows: Sequence[np.ndarray], config: ComputeConfig, *, shards: int = 1, later: int = 0
 ) -> Memory:
     """Choose the token budget and the memory for activations, from texts of the first batch.
 
     Args:
         shards: the ranks that the student will be cut over, after this (FSDP2); 1: each keeps it whole.
-        to_come: tokens of the longest text that some stage of the run reads.
+        later: tokens of the longest text that any stage of the run reads.
 
     Raises:
         ValueError: the configured budget is under one text, or the device has no memory for the longest text.
@@ -68,11 +68,9 @@ def calibrate(
         drop_garbage()
 
     def activations(budget: int) -> float:
-        return (
-            config.activation_gib * 2**30
-            if config.activation_gib
-            else _room(student, memory, max(budget, to_come), shards)
-        )
+        if config.activation_gib:
+            return config.activation_gib * 2**30
+        return _room(student, memory, max(budget, later), shards)
 
     # Where not even the smallest could keep its activations, there is nothing to choose: half of it is what is left.
     rooms = {budget: activations(budget) for budget in seconds if memory.token_budget == min(seconds)}

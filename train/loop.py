@@ -118,10 +118,10 @@ def train(
 
     student.to(accelerator.device).train()
     _ = student.embedder.causal  # a forward pass: not under autocast, whose casts it would keep without a gradient
-    if recipe.compute.layer_checkpointing:
-        checkpoint_layers(student.embedder.backbone)
     if recipe.compute.compile:
         compile_layers(student.embedder.backbone)
+    if recipe.compute.layer_checkpointing:
+        checkpoint_layers(student.embedder.backbone)
     if found is None:
         memory = _begin(job, plans, tracker)
     else:
@@ -308,7 +308,7 @@ def _begin(job: _Job, plans: Sequence[StagePlan], tracker: Tracker) -> Memory:
     longest = max(plan.sampler.longest for plan in plans)
     with job.accelerator.autocast():
         shards = world_size() if job.accelerator.is_fsdp2 else 1
-        memory = calibrate(job.student, first.rows, job.recipe.compute, shards=shards, to_come=longest)
+        memory = calibrate(job.student, first.rows, job.recipe.compute, shards=shards, later=longest)
     return Memory(**broadcast_object(asdict(memory)))
 
 

@@ -75,15 +75,25 @@ class Student(nn.Module):
 
 
 def compile_layers(backbone: nn.Module) -> None:
-    """Compile every layer of a transformers model in place, once for all shapes; names and state stay what they are."""
-    for module in backbone.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile(dynamic=True)
+    """Compile what every layer of a transformers model computes, in place, once for all shapes; names and state stay
+    what they are. Before `checkpoint_layers`, where both are wanted."""
+    for layer in _layers(backbone):
+        setattr(layer, "forward", torch.compile(layer.forward, dynamic=True))  # noqa: B010  # a method, to mypy
 
 
-def checkpoint_layers(backbone: Any) -> None:
-    """Have every layer of a transformers model keep its inputs alone, and run again in the backward pass as it ran."""
-    backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputed_alike(backbone)})
+def checkpoint_layers(backbone: PreTrainedModel) -> None:
+    """Have every layer of a transformers model keep its inputs alone, and run again in the backward pass as it ran.
+
+    transformers' own checkpoints lie within a layer's forward pass, where torch.compile refuses a context of ours.
+    """
+    alike = recomputed_alike(backbone)
+    for layer in _layers(backbone):
+        again = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=alike)
+        setattr(layer, "forward", again)  # noqa: B010
+
+
+def _layers(backbone: nn.Module) -> list[nn.Module]:
+    return [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def training_flops(embedder: Embedder, length_N: np.ndarray) -> float:
