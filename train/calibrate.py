@@ -65,6 +65,7 @@ def calibrate(
             break
         except torch.OutOfMemoryError:
             memory = memory.halved(longest)
+            seconds = {memory.token_budget: 0.0}  # less than the smallest that was measured: nothing to choose
         drop_garbage()
 
     def activations(budget: int) -> float:
@@ -72,10 +73,9 @@ def calibrate(
             return config.activation_gib * 2**30
         return _room(student, memory, max(budget, later), shards)
 
-    # Where not even the smallest could keep its activations, there is nothing to choose: half of it is what is left.
-    rooms = {budget: activations(budget) for budget in seconds if memory.token_budget == min(seconds)}
+    rooms = {budget: activations(budget) for budget in seconds}
     budget = _best(seconds, rooms, memory.bytes_per_token * sum(len(row) for row in rows), memory.token_budget)
-    return replace(memory, token_budget=budget, activation_bytes=max(0.0, activations(budget)))
+    return replace(memory, token_budget=budget, activation_bytes=max(0.0, rooms[budget]))
 
 
 def _best(seconds: Mapping[int, float], rooms: Mapping[int, float], whole: float, least: int) -> int:

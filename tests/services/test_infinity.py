@@ -103,20 +103,26 @@ def exported(folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return exported(tmp_path_factory.mktemp("students"))
-
-
-@pytest.fixture(scope="module")
-def infinity(students: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Infinity]:
+def python() -> Path:
+    """The server's; asked for before anything is made for it to serve."""
     folder = os.environ.get("EYAS_INFINITY")
     if not folder:
         pytest.skip("EYAS_INFINITY is not set: tests/services/install_infinity.sh says how")
     python = Path(folder) / "bin" / "python"
     if not python.exists():
         pytest.fail(f"EYAS_INFINITY={folder} has no bin/python; run tests/services/install_infinity.sh")
+    return python.absolute()
+
+
+@pytest.fixture(scope="module")
+def students(python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return exported(tmp_path_factory.mktemp("students"))
+
+
+@pytest.fixture(scope="module")
+def infinity(python: Path, students: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Infinity]:
     models = {"minilm": resolve_model(TEACHER), **students}
-    server = Infinity(python.absolute(), tmp_path_factory.mktemp("infinity") / "log.txt", models)
+    server = Infinity(python, tmp_path_factory.mktemp("infinity") / "log.txt", models)
     try:
         server.start()
         yield server
