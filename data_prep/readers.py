@@ -10,9 +10,7 @@ import gzip
 import io
 import json
 import lzma
-import os
 import re
-import string
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,7 @@ from huggingface_hub import HfApi
 
 from data_prep.rows import Record
 from embedding.config import suggest
+from embedding.files import expanded
 from embedding.hub import HUB_ERRORS
 
 PEEK = 100
@@ -70,11 +69,9 @@ def find_files(pattern: str) -> list[Path]:
         ValueError: an unset variable, a missing file, or a pattern that matches none.
     """
     try:
-        name = string.Template(os.path.expanduser(pattern)).substitute(os.environ)  # noqa: PTH111 - a pattern, no path
-    except KeyError as error:
-        raise ValueError(f"{pattern}: the environment variable {error.args[0]} is not set; export it") from None
-    except ValueError:
-        raise ValueError(f"{pattern}: a `$` that begins no variable name; write `$$` for the character") from None
+        name = expanded(pattern)
+    except ValueError as error:
+        raise ValueError(f"{pattern}: {error}") from None
     if not has_magic(name) or Path(name).exists():
         if not Path(name).exists():
             beside = sorted(p.name for p in Path(name).parent.glob("*")) if Path(name).parent.is_dir() else []

@@ -35,7 +35,7 @@ from data_prep.sources import ColumnSource, DocumentsSource, numbered_rows
 from data_prep.tables import Examples, Texts, pieces
 from data_prep.teacher import AnyTeacher, TeacherConfig, vector_keys
 from data_prep.vectors import VectorStore
-from embedding.config import Config
+from embedding.config import Config, Place
 from embedding.files import write_json, write_text
 
 QUERIES, LEFT_OUT, SUMMARY = "queries.jsonl", "left_out.jsonl", "summary.json"
@@ -114,9 +114,9 @@ class WriteConfig(Config):
     """A query stays where its document is among so many nearest by the teacher's vectors; None: all stay."""
     teacher: AnyTeacher = TeacherConfig()
     """Its vectors are kept in the cache, where a run with the same teacher finds them again."""
-    out: Path
+    out: Place
     """The folder of queries.jsonl, left_out.jsonl and summary.json."""
-    cache: Path = Path("runs/cache")
+    cache: Place = Path("runs/cache")
 
     @model_validator(mode="after")
     def _has_tasks(self) -> "WriteConfig":

@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from embedding.files import expanded
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -34,16 +36,20 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+Place = Annotated[Path, BeforeValidator(lambda value: expanded(value) if isinstance(value, str) else value)]
+"""A file or folder of a config; `~` and `$VARIABLE` are filled in as it is read."""
+
+
 C = TypeVar("C", bound=Config)
 
 
 def load_config(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file into `cls`.
 
-    `extends: other.yaml` (relative to the file, else to the configs shipped with eyas) is read first and merged:
-    mappings deeply, everything else replaced; a mapping of another `kind` too. Then the file's own keys with dots,
-    ``a.b.0.c: value``, and each override ``a.b.0.c=value``, whose value is YAML, are put in their places. One that
-    changes a `kind` comes first and drops what belonged to the old kind.
+    `extends: other.yaml` (relative to the file, else to the configs shipped with eyas), or a list of them, the later
+    over the earlier, is read first and merged: mappings deeply, everything else replaced; a mapping of another `kind`
+    too. Then the file's own keys with dots, ``a.b.0.c: value``, and each override ``a.b.0.c=value``, whose value is
+    YAML, are put in their places. One that changes a `kind` comes first and drops what belonged to the old kind.
 
     Raises:
         ValueError: the file is missing or no YAML mapping, `extends:` runs in a circle, an override has no `=`, a key
@@ -128,12 +134,13 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
     dotted = {key: values.pop(key) for key in list(values) if "." in str(key)}
-    parent = values.pop("extends", None)
-    merged: dict[str, Any] = values
-    if parent is not None:
+    parents = values.pop("extends", None)
+    merged: dict[str, Any] = {}
+    for parent in parents if isinstance(parents, list) else [] if parents is None else [parents]:
         beside = path.parent / str(parent)
         base = beside if beside.is_file() else find_config(str(parent))
-        merged = _merge(_read_yaml(base, (*seen, path.resolve())), values)
+        merged = _merge(merged, _read_yaml(base, (*seen, path.resolve())))
+    merged = _merge(merged, values)
     _put_all(merged, dotted, f"{path}: ")
     return merged
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import string
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"cannot fingerprint a {type(value).__name__}")
+
+
+def expanded(path: str) -> str:
+    """A path as people write it, its `~` and `$VARIABLE` filled in.
+
+    Raises:
+        ValueError: a variable that is not set, or a `$` that begins no name.
+    """
+    try:
+        return string.Template(os.path.expanduser(path)).substitute(os.environ)  # noqa: PTH111 - maybe a pattern
+    except KeyError as error:
+        raise ValueError(f"the environment variable {error.args[0]} is not set; export it") from None
+    except ValueError:
+        raise ValueError("a `$` that begins no variable name; write `$$` for the character") from None
 
 
 def write_text(path: Path, text: str) -> None:

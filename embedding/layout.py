@@ -13,7 +13,7 @@ from typing import Any, get_args
 from huggingface_hub import snapshot_download
 
 from embedding.config import parse_config
-from embedding.files import read_json, write_json
+from embedding.files import expanded, read_json, write_json
 from embedding.hub import HUB_ERRORS
 from embedding.instruction import BARE, Template
 from embedding.pooling import Pooling
@@ -58,7 +58,8 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     """The local folder of a model: a folder, `package:NAME/FOLDER` inside an installed Python package, or a hub id.
 
     Raises:
-        ValueError: there is no such folder or package, or the hub does not have it or cannot be reached.
+        ValueError: there is no such folder or package, the hub does not have it or cannot be reached, or a variable in
+            the name is not set.
     """
     if name.startswith(PACKAGE):
         package, _, inner = name.removeprefix(PACKAGE).partition("/")
@@ -69,7 +70,7 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
         if not folder.is_dir():
             raise ValueError(f"{name}: the package {package!r} has no folder {inner!r}")
         return folder
-    folder = Path(name).expanduser()
+    folder = Path(expanded(name))
     if folder.is_dir():
         return folder
     if folder.exists() or folder.is_absolute() or name.startswith(".") or name.count("/") > 1:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from embedding.config import CONFIGS, Config, load_config, override_config, suggest
+from embedding.config import CONFIGS, Config, Place, load_config, override_config, suggest
 from embedding.files import read_json
 from eval.kinds import KIND_NAMES, KINDS, Kind
 from eval.official import OfficialTask, find_tasks, known_names, load_task, registered_instruction
@@ -51,13 +51,13 @@ class SuiteConfig(Config):
 
     name: str = ""
     """Shown with the scores; empty: what `label` says."""
-    folder: Path | None = None
+    folder: Place | None = None
     """A folder in the layout above; None, without `official`, is the held-out part of the run's own data."""
     tasks: list[str] = Field(default=["*"])
     """Patterns over `kind/NAME`, such as `retrieval/*` or `sts/stsb_*-test`; one that matches nothing is a failure."""
     official: list[str | OfficialTask] = Field(default=[])
     """mteb's own tasks or benchmarks, by name or with settings; their data comes from the hub."""
-    mirror: Path | None = None
+    mirror: Place | None = None
     """A folder of copies of the hub's data sets, `mirror/OWNER/NAME`, for machines without a network."""
     instructions: dict[str, str] = Field(default={})
     """By task (`retrieval/docs`) or kind (`retrieval`), over the folder's own; else mteb's sentence for the kind."""

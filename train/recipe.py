@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from data_prep.build import DataConfig
 from data_prep.mine import MineConfig
 from data_prep.teacher import AnyTeacher, NoTeacherConfig
-from embedding.config import Config
+from embedding.config import Config, Place
 from embedding.instruction import Template
 from embedding.pooling import Pooling
 from eval.suite import SuiteConfig
@@ -260,9 +260,9 @@ class Recipe(Config):
     """A run, whole."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output: Path = Path("runs")
+    output: Place = Path("runs")
     """The run's folder is output/name."""
-    cache: Path = Path("runs/cache")
+    cache: Place = Path("runs/cache")
     """Prepared data, tokens, teacher vectors and scores, shared by all runs."""
     seed: int = Field(default=0, ge=0)
     data: DataConfig

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from embedding.config import Config, dump_config, load_config, read_yaml, suggest
+from embedding.config import Config, Place, dump_config, load_config, read_yaml, suggest
 
 
 class Square(Config):
@@ -19,7 +19,7 @@ class Circle(Config):
 
 class Picture(Config):
     title: str
-    path: Path = Path("here")
+    path: Place = Path("here")
     shapes: list[Annotated[Square | Circle, Field(discriminator="kind")]] = Field(default=[])
     frame: Square = Square()
     edge: Annotated[Square | Circle, Field(discriminator="kind")] = Square()
@@ -37,6 +37,14 @@ def test_files_extend_files_and_overrides_win(tmp_path: Path) -> None:
     assert picture == Picture(title="mine", path=Path("there"), shapes=[Circle(radius=5.0)], frame=Square(side=3.0))
     again = write(tmp_path, "again.yaml", dump_config(picture))
     assert load_config(Picture, again) == picture
+
+
+def test_of_several_extended_files_the_later_wins(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "title: base\nframe: {side: 3}\nedge: {kind: circle, radius: 2}\n")
+    write(tmp_path, "more.yaml", "title: more\nshapes: [{kind: circle}]\n")
+    path = write(tmp_path, "mine.yaml", "extends: [base.yaml, more.yaml]\nframe: {side: 4}\n")
+    frame, edge = Square(side=4.0), Circle(radius=2.0)
+    assert load_config(Picture, path) == Picture(title="more", shapes=[Circle()], frame=frame, edge=edge)
 
 
 def test_keys_with_dots_name_places_in_a_file_as_on_the_command_line(tmp_path: Path) -> None:
@@ -64,6 +72,8 @@ def test_keys_with_dots_name_places_in_a_file_as_on_the_command_line(tmp_path: P
         ("- x", r"expected a mapping of keys to values, found list"),
         ("title: x\nextends: missing.yaml", r"missing\.yaml: no such config file"),
         ("title: x\nextends: bad.yaml", r"`extends:` runs in a circle"),
+        ("title: x\nextends: [base, bad.yaml]", r"`extends:` runs in a circle"),
+        ("title: x\nextends: [base, missing.yaml]", r"missing\.yaml: no such config file"),
     ],
 )
 def test_mistakes_are_named_with_the_fix(tmp_path: Path, text: str, message: str) -> None:
@@ -93,6 +103,20 @@ def test_another_kind_replaces_the_whole_mapping(tmp_path: Path) -> None:
     assert load_config(Picture, same).edge == Square(side=3.0)
     overrides = ["edge.radius=4", "edge.kind=circle"]
     assert load_config(Picture, tmp_path / "base.yaml", overrides).edge == Circle(radius=4.0)
+
+
+def test_a_place_is_written_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("SCRATCH", "/big")
+    path = write(tmp_path, "a.yaml", "title: $SCRATCH\npath: $SCRATCH/runs\n")
+    assert load_config(Picture, path) == Picture(title="$SCRATCH", path=Path("/big/runs"))
+    for given, found in {"~/runs": "/home/ann/runs", "${SCRATCH}1": "/big1", "a$$b": "a$b", "runs": "runs"}.items():
+        assert load_config(Picture, path, [f"path={given}"]).path == Path(found)
+    monkeypatch.delenv("SCRATCH")
+    with pytest.raises(ValueError, match=r"path: the environment variable SCRATCH is not set; export it, got '\$SCR"):
+        load_config(Picture, path)
+    with pytest.raises(ValueError, match=r"path: a `\$` that begins no variable name"):
+        load_config(Picture, path, ["path=5$"])
 
 
 def test_floats_are_those_of_yaml_1_2(tmp_path: Path) -> None:

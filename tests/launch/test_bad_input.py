@@ -104,6 +104,10 @@ def no_evaluation_folder() -> list[str]:
     return ["suite.folder=elsewhere"]
 
 
+def unset_variable() -> list[str]:
+    return ["suite.folder=$EYAS_NO_SUCH/evaluation"]
+
+
 def not_yaml() -> list[str]:
     Path("mine.yaml").write_text("name: [tiny\n")
     return []
@@ -126,6 +130,7 @@ BAD: list[tuple[Break, list[str]]] = [
     (widths_beyond_the_student, ["stage 'match'", "[512]", "below the student's 384"]),
     (loss_not_finite, ["stage 'match', step", "not finite", "learning_rate"]),
     (no_evaluation_folder, ["elsewhere is not a folder"]),
+    (unset_variable, ["suite.folder", "the environment variable EYAS_NO_SUCH is not set", "$EYAS_NO_SUCH/evaluation"]),
     (not_yaml, ["mine.yaml", "not valid YAML"]),
 ]
 

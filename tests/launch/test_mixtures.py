@@ -36,8 +36,12 @@ def test_a_mixture_is_a_recipe_with_pinned_and_instructed_sources(name: str) -> 
             assert PINNED.fullmatch(source.revision or "")
 
 
-def test_both_large_mixtures_have_the_same_sources() -> None:
-    assert mixture("harrier").data.sources == mixture("public").data.sources
+def test_the_sources_have_names_of_their_own_and_fill_a_batch_of_one_source() -> None:
+    recipe = mixture("harrier")
+    titles = [source.title() for source in recipe.data.sources]
+    assert len(set(titles)) == len(titles)
+    limits = [source.limit for source in recipe.data.sources if isinstance(source, HubSource) and source.limit]
+    assert min(limits) > max(stage.batch_size for stage in recipe.stages if stage.one_source)
 
 
 def lay_out(root: Path, source: HubSource) -> int:
