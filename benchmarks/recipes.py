@@ -10,7 +10,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -142,6 +142,10 @@ class Pace:
             )
         return self.vector_seconds
 
+    def after(self, run: Path) -> "Pace":
+        """The same, where a longer run took more besides its steps."""
+        return replace(self, overhead=max(self.overhead, overhead(run)))
+
     def steps(self, seconds: float) -> int:
         """The steps that fill so many seconds of training.
 
@@ -228,9 +232,7 @@ class Experiment:
         return Pace(**read_json(path))
 
     def _measured(self, run: Path, name: str, steps: int) -> Pace:
-        lines = steps_logged(run)
         whole = read_json(run / "timings.json")
-        seconds = [line["seconds"] for line in lines]
         vectors = read_json(run / "steps" / "embed.json")["result"]["vectors"]
         share = vectors["computed"] / (vectors["computed"] + vectors["reused"])  # below 1 after a kill
         vector_seconds = whole["embed"] / share if share else None
@@ -239,8 +241,7 @@ class Experiment:
         pipeline.run(until="tokenize")
         sampler = plan_stages(recipe, pipeline.at.inputs)[0].sampler
         tokens = fmean(float(sampler.batch(step).length_N.sum()) for step in range(SAMPLED_STEPS))
-        overhead = whole["train"] - sum(seconds)
-        return Pace(per_token(later(lines)), tokens, overhead, vector_seconds, whole["tokenize"])
+        return Pace(per_token(later(steps_logged(run))), tokens, overhead(run), vector_seconds, whole["tokenize"])
 
     def made_from(self, minutes: float) -> str:
         """What a run's figures depend on besides the machine, the product and the seed: the recipe, and for how long.
@@ -271,6 +272,11 @@ def _settings(recipe: Recipe, cut: Cut) -> tuple[str, ...]:
     sources = [f"data.sources.{at}.limit={max(1, limit // cut.text)}" for at, limit in given]
     rows = () if cut.rows is None else (f"suite.max_rows={cut.rows}", f"suite.max_documents={cut.rows}")
     return (*sources, *rows)
+
+
+def overhead(run: Path) -> float:
+    """Seconds that a training took besides its steps; less, where it was killed and its last process went on."""
+    return float(read_json(run / "timings.json").get("train", 0.0)) - sum(line["seconds"] for line in steps_logged(run))
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:
