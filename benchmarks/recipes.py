@@ -275,8 +275,8 @@ def _settings(recipe: Recipe, cut: Cut) -> tuple[str, ...]:
 
 
 def overhead(run: Path) -> float:
-    """Seconds that a training took besides its steps; less, where it was killed and its last process went on."""
-    return float(read_json(run / "timings.json").get("train", 0.0)) - sum(line["seconds"] for line in steps_logged(run))
+    """Seconds that a training took besides its steps."""
+    return float(read_json(run / "timings.json")["train"]) - sum(line["seconds"] for line in steps_logged(run))
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from embedding.files import expanded
 from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
 from train.fold import check_foldable
@@ -130,7 +131,7 @@ def known_model(model: str, revision: str | None = None, config: Path | None = N
     if config is not None:
         folder = config if config.is_dir() else config.parent
         return _known(str(folder), None, None)
-    local = model.startswith(PACKAGE) or Path(model).expanduser().exists()
+    local = model.startswith(PACKAGE) or Path(expanded(model)).exists()
     if not local:
         return _known(model, revision, None)
     folder = resolve_model(model)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.readers import find_files
 from embedding.config import load_config, suggest
-from embedding.files import write_text
+from embedding.files import expanded, write_text
 from launch.engine import LAUNCH, Engine, Job, absolute, inherited_path, python_words
 from launch.queue import ask, note_jobs, queued
 from launch.runs import holder, redacted, refuse_secrets
@@ -320,8 +320,8 @@ def reads(recipe: Recipe) -> list[Path]:
     if recipe.suite.folder is not None:
         found.append(recipe.suite.folder)
     for model in (recipe.teacher.model, getattr(recipe.student.start, "model", None)):
-        if model and model.startswith((".", "/", "~")):
-            found.append(Path(model).expanduser())
+        if model and model.startswith((".", "/", "~", "$")):
+            found.append(Path(expanded(model)))
     for path in found:
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder, and the recipe reads it")

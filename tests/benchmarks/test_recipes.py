@@ -58,7 +58,7 @@ def test_the_log_gives_back_the_seconds_of_training(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert steps_logged(tmp_path) == [{"seconds": 2.0, "tokens": 200.0}, {"seconds": 5.0, "tokens": 250.0}]
     pace = Pace(seconds_per_token=1e-3, tokens_per_step=100.0, overhead=10.0, vector_seconds=0.0, token_seconds=0.0)
-    for train, overhead in ((27.0, 20.0), (9.0, 10.0)):  # a longer run; one that was killed and went on
+    for train, overhead in ((27.0, 20.0), (9.0, 10.0)):  # one that took more, one that took less
         (tmp_path / "timings.json").write_text(json.dumps({"train": train}))
         assert pace.after(tmp_path).overhead == overhead
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from embedding.embedder import Embedder
 from embedding.files import read_json
 from embedding.instruction import BARE
+from embedding.layout import resolve_model
 from launch.cli import app
 from launch.gpus import GPUS, find_gpu
 from launch.shapes import known_model, known_student
@@ -183,6 +184,12 @@ def test_sizes_and_operations_are_those_of_the_real_model(causal: bool) -> None:
     assert shape.width == real.width
     lengths = np.array([7, 200, 33, 128])
     assert 3 * shape.forward_flops(lengths) == pytest.approx(training_flops(real, lengths))
+
+
+def test_a_model_in_a_folder_of_a_variable_is_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = resolve_model(TEACHER)
+    monkeypatch.setenv("MODELS", str(folder.parent))
+    assert known_model(f"$MODELS/{folder.name}").shape == known_model(TEACHER).shape is not None
 
 
 def test_a_distilbert_is_planned_too(finished: Path) -> None:
