@@ -1,21 +1,23 @@
-"""Attention over packed texts: core PyTorch's variable-length kernel behind transformers' attention interface.
+"""Attention over packed texts, behind transformers' attention interface.
 
 A packed chunk is one row of tokens, texts end to end, with offsets that say where each begins. On CUDA in half
-precision `torch.nn.attention.varlen.varlen_attn` runs (flash attention); everywhere else each text goes through
-`scaled_dot_product_attention` by itself, which is slow and exact, and is what the tests compare against.
+precision core PyTorch's variable-length kernel runs, `torch.nn.attention.varlen.varlen_attn` (flash attention);
+everywhere else texts of about one length go through `scaled_dot_product_attention` together, padded for it alone.
 
-Shapes: H query heads, K key-value heads, T tokens, d head width, N texts.
+Shapes: H query heads, K key-value heads, T tokens, d head width, N texts; n texts of a group, L tokens of its longest.
 """
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+
+from embedding.tokens import plan_chunks
 
 varlen_attn: Callable[..., Any] | None
 try:
@@ -26,6 +28,11 @@ else:
     varlen_attn = varlen.varlen_attn
 
 NAME = "eyas_varlen"
+GROUP_TOKENS = 16_384
+"""Padded tokens of a group at most."""
+GROUP_COST = 256
+"""What one more group costs, in padded tokens: one layer of all-MiniLM-L6-v2 on two cores is about equally fast from 64
+to 1,024."""
 _PARAMETERS = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}
 HAS_WINDOW = "window_size" in _PARAMETERS
 HAS_GROUPED_HEADS = "enable_gqa" in _PARAMETERS
@@ -53,6 +60,8 @@ def packed_attention(
     is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature over one packed row: [1, H, T, d], [1, K, T, d] -> [1, T, H, d].
@@ -60,10 +69,11 @@ def packed_attention(
     `sliding_window` w lets a token see itself and the w - 1 before it (transformers' convention).
 
     Raises:
-        ValueError: called on a padded batch (no offsets), or with attention dropout, which the kernel lacks.
+        ValueError: called on a padded batch (no offsets), with attention dropout where the kernel runs, which lacks it,
+            or with what neither way has: Gemma 2's cap on the scores, gpt-oss' sinks.
     """
-    if dropout:
-        raise ValueError(f"{NAME} attention has no dropout, got {dropout}; set the model's attention dropout to 0")
+    if softcap is not None or s_aux is not None:
+        raise ValueError(f"{NAME} attention has no softcap ({softcap}) and no sinks; this model runs padded")
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
         raise ValueError(f"{NAME} attention got a padded batch; it takes one packed row with cu_seq_lens_q")
     causal = bool(module.is_causal) if is_causal is None else is_causal
@@ -73,9 +83,11 @@ def packed_attention(
     query, key, value = (x.to(computing_dtype(x.device, x.dtype)) for x in (query, key, value))
     query_TH, key_TK, value_TK = (x[0].transpose(0, 1) for x in (query, key, value))
     if kernel_runs(query) and (window is None or HAS_WINDOW):
+        if dropout:
+            raise ValueError(f"{NAME} attention has no dropout, got {dropout}; set the model's attention dropout to 0")
         out_TH = _varlen(query_TH, key_TK, value_TK, cu_seq_lens_q, max_length_q, scaling, causal, window)
     else:
-        out_TH = _one_by_one(query_TH, key_TK, value_TK, cu_seq_lens_q, scaling, causal, window)
+        out_TH = _grouped(query_TH, key_TK, value_TK, cu_seq_lens_q, scaling, causal, window, dropout)
     return out_TH.unsqueeze(0), None
 
 
@@ -108,7 +120,8 @@ def _varlen(
     return out
 
 
-def _one_by_one(
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it plans on the host
+def _grouped(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -116,21 +129,46 @@ def _one_by_one(
     scaling: float | None,
     causal: bool,
     window: int | None,
+    dropout: float,
 ) -> Tensor:
-    out = []
-    bounds = starts_N1.tolist()
-    for start, end in pairwise(bounds):
-        q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query, key, value))
-        mask = None
-        if window is not None:
-            at = torch.arange(end - start, device=query.device)
-            distance = at[:, None] - at[None, :]
-            mask = distance.abs() < window if not causal else (distance >= 0) & (distance < window)
-        one = nn.functional.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+    """Texts of about one length together, padded to the longest of them for the attention alone."""
+    starts = starts_N1.cpu().numpy().astype(np.int64)
+    length_N = np.diff(starts)
+    parts, places = [], []
+    for group in plan_chunks(length_N, GROUP_TOKENS, cost=GROUP_COST):
+        at_L = np.arange(int(length_N[group].max()))
+        real_nL = at_L < length_N[group, None]
+        place_nL = starts[group, None] + np.minimum(at_L, length_N[group, None] - 1)
+        place = torch.from_numpy(place_nL.ravel()).to(query.device)
+        q, k, v = (
+            x.index_select(0, place).view(*place_nL.shape, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)
         )
-        out.append(one[0].transpose(0, 1))
-    return torch.cat(out)
+        mask = _mask(torch.from_numpy(real_nL).to(query.device), causal, window)
+        out = nn.functional.scaled_dot_product_attention(
+            q, k, v, mask, dropout, causal and mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        here = torch.from_numpy(np.flatnonzero(real_nL)).to(query.device)
+        parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, here))
+        places.append(place_nL[real_nL])
+    back = torch.from_numpy(np.argsort(np.concatenate(places))).to(query.device)
+    return torch.cat(parts).index_select(0, back)
+
+
+def _mask(real_nL: Tensor, causal: bool, window: int | None) -> Tensor | None:
+    """What a token may look at: bool, [n, 1, L, L] or a shape that is spread to it; None where no mask is needed.
+
+    Padding on the right lies in the future of every token of a causal model.
+    """
+    if window is None and (causal or bool(real_nL.all())):
+        return None
+    mask = real_nL[:, None, None, :]
+    if window is not None:
+        at_L = torch.arange(real_nL.shape[1], device=real_nL.device)
+        distance_LL = at_L[:, None] - at_L
+        near_LL = (distance_LL >= 0) & (distance_LL < window) if causal else distance_LL.abs() < window
+        # A row of padding, where no key is near, must see something: its own place.
+        mask = mask & near_LL | torch.eye(len(at_L), dtype=torch.bool, device=real_nL.device)
+    return mask
 
 
 def packed_mode(backbone: PreTrainedModel) -> AbstractContextManager[None]:

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from rich.progress import track
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from embedding.attention import computing_dtype, kernel_runs, packed_mode
+from embedding.dense import Dense, load_dense
 from embedding.instruction import BARE, Role, Template
 from embedding.layout import (
-    DenseSpec,
     Layout,
     read_layout,
     require_weights,
@@ -33,33 +33,10 @@ from embedding.layout import (
 from embedding.pooling import Pooling, normalize, pool, pool_packed
 from embedding.tokens import PROBE, cut, pack, pad, plan_chunks, specials, tokenize
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    activation.__name__: activation for activation in (nn.Identity, nn.Tanh, nn.GELU, nn.ReLU, nn.SiLU)
-}
 # Padded tokens a chunk when nobody measured: about what keeps a device busy without leaving its caches.
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
-
-
-class Dense(nn.Module):
-    """A sentence-transformers Dense module on pooled vectors: activation(linear(x))."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool, activation: str) -> None:
-        super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"Dense activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
-        self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.activation = ACTIVATIONS[activation]()
-
-    def forward(self, x_ND: Tensor) -> Tensor:
-        """[N, in_features] -> [N, out_features]."""
-        out: Tensor = self.activation(self.linear(x_ND.to(self.linear.weight.dtype)))
-        return out
-
-    def spec(self, folder: str) -> DenseSpec:
-        """What the layout keeps of this module when it is saved in `folder`."""
-        linear = self.linear
-        activation = type(self.activation).__name__
-        return DenseSpec(folder, linear.in_features, linear.out_features, linear.bias is not None, activation)
+ALIKE, ALIKE_IN_HALF = 1e-5, 1e-2
+"""1 - cosine that rounding makes between two ways to compute a vector, at most."""
 
 
 class Embedder(nn.Module):
@@ -153,19 +130,42 @@ class Embedder(nn.Module):
     def embed_rows(self, rows: Sequence[np.ndarray]) -> Tensor:
         """One chunk of id rows, already cut -> [n, D] on the model's device; differentiable.
 
-        Packed without padding where the variable-length kernel runs, padded on the right otherwise.
+        Packed without padding where that can be, padded on the right otherwise.
         """
         return self._packed(rows) if self.packs else self._padded(rows)
 
     @property
     def packs(self) -> bool:
-        """Whether chunks run packed: on CUDA, in half precision (the weights' or autocast's), no attention dropout, and
-        a model that takes transformers' attention (MPNet and DeBERTa have their own, which would mix the texts)."""
+        """Whether chunks run packed: on a CPU, and on CUDA where the variable-length kernel runs (half precision, the
+        weights' or autocast's, no attention dropout); with a model that comes out the same."""
         dtype = computing_dtype(self.device, self.backbone.dtype)
-        probe = torch.empty(0, device=self.device, dtype=dtype)
         names = ("attention_probs_dropout_prob", "attention_dropout")
         dropout = self.training and any(getattr(self.backbone.config, name, 0.0) for name in names)
-        return kernel_runs(probe) and not dropout and bool(self.backbone._supports_attention_backend)
+        kernel = kernel_runs(torch.empty(0, device=self.device, dtype=dtype)) and not dropout
+        return (self.device.type == "cpu" or kernel) and self.packs_alike
+
+    @cached_property
+    def packs_alike(self) -> bool:
+        """Whether a packed chunk has the vectors of a padded one: tried on two short texts. It has not where a model
+        has an attention of its own (MPNet, DeBERTa), caps its scores (Gemma 2), or joins neighbouring tokens before the
+        first layer (MobileBERT): there a text would see the one before it."""
+        if not self.backbone._supports_attention_backend:
+            return False
+        rows = [np.array([1005, 1006, 1007]), np.array([1008, 1009])]
+        rows = [row % self.backbone.config.vocab_size for row in rows]
+        before = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                padded_ND = normalize(self._padded(rows))
+                try:
+                    packed_ND = normalize(self._packed(rows))
+                except (RuntimeError, TypeError, ValueError):  # it takes no offsets, or its attention does more
+                    return False
+        finally:
+            self.train(before)
+        allowed = ALIKE if self.backbone.dtype.itemsize >= 4 else ALIKE_IN_HALF
+        return bool((packed_ND * padded_ND).sum(dim=1).min() > 1 - allowed)
 
     def _padded(self, rows: Sequence[np.ndarray]) -> Tensor:
         ids_NL, mask_NL = (x.to(self.device, non_blocking=True) for x in pad(rows, self.tokenizer.pad_token_id or 0))
@@ -349,7 +349,7 @@ class Embedder(nn.Module):
             max_tokens=max_tokens or layout.max_tokens or min(positions, tokenizer.model_max_length),
             template=template or layout.template,
             prompts=layout.prompts,
-            dense=[_load_dense(folder, spec) for spec in layout.dense],
+            dense=[load_dense(folder, spec) for spec in layout.dense],
             normalize=layout.normalize,
         )
         limit = embedder.position_limit
@@ -389,10 +389,3 @@ class Embedder(nn.Module):
         prompts = {"query": self.template.prompt("query"), "document": self.template.document, **self.prompts}
         layout = Layout("", self.pooling, tuple(specs), self.normalize, self.max_tokens, prompts, self.template)
         write_layout(folder, layout, int(self.backbone.config.hidden_size))
-
-
-def _load_dense(folder: Path, spec: DenseSpec) -> Dense:
-    require_weights(folder / spec.folder)
-    dense = Dense(spec.in_features, spec.out_features, spec.bias, spec.activation)
-    dense.load_state_dict(load_file(folder / spec.folder / "model.safetensors"))
-    return dense

@@ -92,11 +92,13 @@ def cut(ids: np.ndarray, max_tokens: int, suffix: int) -> np.ndarray:
     return np.concatenate([ids[: max_tokens - suffix], ids[len(ids) - suffix :]])
 
 
-def plan_chunks(lengths_N: np.ndarray, token_budget: int, *, packed: bool = False) -> list[np.ndarray]:
+def plan_chunks(
+    lengths_N: np.ndarray, token_budget: int, *, packed: bool = False, cost: int = CHUNK_COST
+) -> list[np.ndarray]:
     """Cut texts, longest first, into chunks of at most `token_budget` tokens: positions [n] for each chunk.
 
     Padded, a chunk's size is its number of texts times its longest length, and it ends where one more text would cost
-    more in padding than a new chunk does: each chunk has the least (size + CHUNK_COST) per real token. Packed, its size
+    more in padding than a new chunk does: each chunk has the least (size + `cost`) per real token. Packed, its size
     is the sum of its lengths. A text longer than the budget gets a chunk of its own. Depends on the lengths alone, so
     every rank plans the same.
     """
@@ -113,7 +115,7 @@ def plan_chunks(lengths_N: np.ndarray, token_budget: int, *, packed: bool = Fals
             most = min(max(1, token_budget // longest), len(order_N) - start)
             count_M = np.arange(1, most + 1)
             real_M = np.maximum(before_N1[start + count_M] - before_N1[start], 1)
-            count = int(np.argmin((count_M * longest + CHUNK_COST) / real_M)) + 1
+            count = int(np.argmin((count_M * longest + cost) / real_M)) + 1
         chunks.append(order_N[start : start + count])
         start += count
     return chunks

@@ -117,7 +117,8 @@ def train(
         tracker.say(note)
 
     student.to(accelerator.device).train()
-    _ = student.embedder.causal  # a forward pass: not under autocast, whose casts it would keep without a gradient
+    # Forward passes: not under autocast, whose casts they would keep without a gradient.
+    _ = student.embedder.causal, student.embedder.packs_alike
     if recipe.compute.compile:
         compile_layers(student.embedder.backbone)
     if recipe.compute.layer_checkpointing:

@@ -39,7 +39,7 @@ def importance(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
 
         return note
 
-    _ = embedder.causal  # found out by a pass of its own, the first time, which must not be counted
+    _ = embedder.causal, embedder.packs_alike  # found out by passes of their own, which must not be counted
     hooks = [layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
         # one text at a time: padding would count as tokens

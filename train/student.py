@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer, Gemma3TextConfig, PreTrainedM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from embedding.attention import recomputed_alike
-from embedding.embedder import Dense, Embedder
+from embedding.dense import Dense
+from embedding.embedder import Embedder
 from embedding.instruction import Template
 from embedding.layout import resolve_model
 from embedding.pooling import truncate

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, ModernBertConfig, T5Config
 
-from embedding.attention import NAME, packed_mode, recomputed_alike
-from embedding.embedder import Dense, Embedder
+from embedding.attention import NAME, packed_attention, packed_mode, recomputed_alike
+from embedding.dense import Dense
+from embedding.embedder import Embedder
 from embedding.files import read_json, write_json
 from embedding.layout import resolve_model, tell_older_readers
 from embedding.tokens import pad
@@ -63,10 +65,10 @@ def test_left_right_and_packed_give_the_same_vectors(kind: str, students: dict[s
     rows = [row[:40] for row in student.tokenize(TEXTS, [""] * len(TEXTS))]
     with torch.no_grad():
         right = student(*pad(rows, 0, "right"))
-        others = [student(*pad(rows, 0, "left")), student.embed_rows(rows)]
+        others = [student(*pad(rows, 0, "left")), student._padded(rows), student.embed_rows(rows)]
         if kind != "mpnet":  # it has its own attention, which knows nothing of packed rows
             others.append(student._packed(rows))
-    assert not student.packs
+    assert student.packs == (kind != "mpnet")
     for other in others:
         assert torch.allclose(right, other, atol=2e-6)
 
@@ -101,23 +103,66 @@ def test_older_readers_are_told_which_layers_of_a_pruned_modernbert_see_everythi
         assert (config["global_rope_theta"], config["local_rope_theta"]) == (160_000.0, 10_000.0)
 
 
-def test_a_model_with_an_attention_of_its_own_never_packs(
-    students: dict[str, Embedder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("embedding.embedder.kernel_runs", lambda probe: True)
-    assert {kind: student.packs for kind, student in students.items()} == {kind: kind != "mpnet" for kind in KINDS}
+SHAPE = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 12}
+WINDOW = {"sliding_window": 8}
+PACKING = {
+    "albert": {"embedding_size": 24},
+    "bert": {},
+    "distilbert": {"dim": 48, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
+    "gemma3_text": WINDOW | {"use_bidirectional_attention": True},
+    "gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 4},
+    "llama": {"num_key_value_heads": 2},
+    "mistral": WINDOW | {"num_key_value_heads": 2},
+    "modernbert": {"local_attention": 16},
+    "qwen2": WINDOW | {"num_key_value_heads": 2, "use_sliding_window": True, "max_window_layers": 1},
+}
+PADDED = {"deberta-v2": {}, "gemma2": WINDOW | {"attn_logit_softcapping": 5.0}, "mobilebert": {}}
+
+
+def made(kind: str, **shape: Any) -> Embedder:
+    torch.manual_seed(0)
+    special = {"vocab_size": 30522, "pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102}
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **SHAPE, **special, **shape))
+    for parameter in model.parameters():
+        if parameter.ndim == 2 and len(parameter) < 1000:
+            torch.nn.init.normal_(parameter, std=0.3)  # so that what a token looks at matters
+    return Embedder(model, AutoTokenizer.from_pretrained(resolve_model(TEACHER)), "mean", max_tokens=64).eval()
+
+
+@pytest.mark.parametrize("kind", PACKING | PADDED)
+def test_chunks_run_packed_just_where_that_changes_no_vector(kind: str) -> None:
+    embedder = made(kind, **(PACKING | PADDED)[kind])
+    random = np.random.default_rng(0)
+    rows = [random.integers(1000, 20000, length).astype(np.int32) for length in (17, 40, 3, 30, 29, 1)]
+    assert embedder.packs == (kind in PACKING)
+    with torch.no_grad():
+        vectors_ND = embedder._packed(rows) if embedder.packs else embedder.embed_rows(rows)
+        torch.testing.assert_close(vectors_ND, embedder._padded(rows), atol=2e-6, rtol=0)
+
+
+def test_dropout_of_attention_is_drawn_anew_and_right_on_average() -> None:
+    torch.manual_seed(0)
+    starts, module = torch.tensor([0, 5, 8], dtype=torch.int32), torch.nn.Identity()
+    leaves = [torch.randn(1, 4, 8, 12) for _ in range(3)]
+
+    def attention(dropout: float) -> torch.Tensor:
+        given = {"is_causal": False, "cu_seq_lens_q": starts, "max_length_q": 5}
+        return packed_attention(module, *leaves, None, dropout, **given)[0]
+
+    draws = torch.stack([attention(0.5) for _ in range(4000)])
+    assert not torch.equal(draws[0], draws[1])
+    assert draws.std(dim=0).max() > 0.5
+    assert (draws.mean(dim=0) - attention(0.0)).abs().max() < 0.1
 
 
 def test_the_teacher_packed_equals_padded(teacher: Embedder) -> None:
     rows = [row[:200] for row in teacher.tokenize(TEXTS, [""] * len(TEXTS))]
     with torch.no_grad():
-        assert torch.allclose(teacher._packed(rows), teacher.embed_rows(rows), atol=2e-6)
+        assert torch.allclose(teacher._packed(rows), teacher._padded(rows), atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3", "roberta"])
-def test_packed_layers_recomputed_one_by_one_have_the_gradients_of_padded_ones(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_and_recomputed_layers_have_the_gradients_of_padded_ones(kind: str) -> None:
     def gradients(packed: bool, recomputed: bool) -> dict[str, torch.Tensor]:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(TEACHER))
         student = Embedder(backbone(kind), tokenizer, "mean", max_tokens=40).train()
@@ -126,19 +171,19 @@ def test_packed_layers_recomputed_one_by_one_have_the_gradients_of_padded_ones(
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        monkeypatch.setattr("embedding.embedder.kernel_runs", lambda probe: packed)
-        assert student.packs == packed
+        assert student.packs
         if recomputed:
             options = {"use_reentrant": False, "context_fn": recomputed_alike(student.backbone)}
             student.backbone.gradient_checkpointing_enable(options)
         rows = [row[:40] for row in student.tokenize(TEXTS, [""] * len(TEXTS))]
-        student.embed_rows(rows).square().sum(dim=0).cos().sum().backward()
+        vectors_ND = student._packed(rows) if packed else student._padded(rows)
+        vectors_ND.square().sum(dim=0).cos().sum().backward()
         return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
     expected = gradients(packed=False, recomputed=False)
     assert expected
-    for packed in (True, False):
-        found = gradients(packed=packed, recomputed=True)
+    for packed, recomputed in ((True, False), (True, True), (False, True)):
+        found = gradients(packed=packed, recomputed=recomputed)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 

@@ -60,17 +60,26 @@ def test_embeddings_of_another_width_than_the_layers_are_refused() -> None:
             check_foldable(AutoModel.from_config(config))
 
 
-def test_texts_with_rare_tokens_are_read_shortest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(length: int, token: int) -> np.ndarray:
-        return np.array([token, *[1] * (length - 1)], dtype=np.int32)
+def test_pieces_around_rare_tokens_are_read_of_the_shortest_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(length: int, token: int, at: int = 1) -> np.ndarray:
+        """Between the special tokens 0 and 9 only ones, but for one token."""
+        found = np.array([0, *[1] * (length - 2), 9], dtype=np.int32)
+        found[at] = token
+        return found
 
-    rows = [row(3, 2), row(30, 3), row(20, 7), row(10, 7), row(12, 7), row(7, 8), row(9, 1), row(9, 3)]
-    # of 7 the two shortest; 8 stands in a short text alone; 1 has been seen often; 3 once
-    assert covering(rows, first=2) == [0, 1, 7, 3, 4]
+    rows = [row(5, 2), row(40, 3, 30), row(60, 7, 30), row(10, 7), row(14, 7), row(7, 8), row(9, 1), row(50, 3, 2)]
+    # of the three texts with 7 the two shortest; 8 stands in a short text alone; 1 has been seen often; 3 once
+    first, second, seven, again, three = covering(rows, 2, (1, 1))
+    for found, whole in ((first, rows[0]), (second, rows[1]), (seven, rows[3]), (again, rows[4])):
+        assert found.tolist() == whole.tolist()
+    assert three.tolist() == [0, 1, 3, *[1] * 14, 9], "of a longer text a piece, between the special tokens"
+    last = np.array([0, *range(100, 150), 9])
+    pieces = covering([rows[0], last], 1, (1, 1))[1:]
+    assert all(len(piece) == 18 and piece[0] == 0 and piece[-1] == 9 for piece in pieces)
+    assert set(np.concatenate(pieces)) == set(last), "every token of a text of rare ones"
     monkeypatch.setattr(folding, "MOST_TEXTS", 3)
-    assert covering(rows, first=2) == [0, 1, 7]
-    assert covering(rows[:1]) == [0]
-    assert covering([]) == []
+    assert len(covering(rows, 2, (1, 1))) == 3
+    assert covering([], 2, (1, 1)) == []
 
 
 def test_tables_are_the_least_squares_fit(teacher: Embedder, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_compiled_layers_give_the_same_losses(layer_checkpointing: bool, folder:
         kept[compiled], graphs[compiled] = chosen["bytes_per_token"], counters["stats"]["unique_graphs"]
     assert models[False].state_dict().keys() == models[True].state_dict().keys()
     assert graphs[False] == 0
-    assert 1 <= graphs[True] <= 4, "with and without gradients, not for every layer and shape"
+    assert 1 <= graphs[True] <= 6, "with and without gradients, around the attention, not for every layer and shape"
     assert (kept[True] < 0.5 * kept[False]) is layer_checkpointing
     for a, b in zip(found[False], found[True], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
