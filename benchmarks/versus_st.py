@@ -105,7 +105,9 @@ class Peer:
             rows = self._rows(student.embedder) if name == "folded" else []  # neither side's time holds its tokenizing
             begin = time.perf_counter()
             if rows:
-                fold(student.embedder, student.lower[0], [rows[index] for index in covering(rows)])
+                specials = student.embedder.specials
+                read = covering(rows, FOLD_TEXTS, (len(specials.before), len(specials.after)))
+                fold(student.embedder, student.lower[0], read)
             seconds = time.perf_counter() - begin
             with new_folder(path) as folder:
                 student.embedder.save_pretrained(folder)

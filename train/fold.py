@@ -31,11 +31,14 @@ RIDGE = 1.0
 FOLD_TEXTS = 5_000
 """Texts that a fold reads whatever they hold: a pass of the lower layers, so not all."""
 MOST_TEXTS = 40_000
-"""Texts that it reads at most, with those for rare tokens."""
+"""Texts and pieces of texts that it reads at most, with those for rare tokens."""
 SEEN = 2
 """Occurrences of a token that are looked for."""
 LEAST = 8
 """Tokens, special ones counted, of a text that is read for a rare one: in a shorter text it stands in no context."""
+WINDOW = 16
+"""Tokens that are read around a rare one. Before any step the last layer of all-MiniLM-L6-v2 has a mean cosine to its
+teacher, on text of eight other kinds, of 0.774 with 8 of them, 0.777 with 16 and 0.771 with the whole texts."""
 TURNS = 4
 """Of T and P. The second to fourth hold 0.3 points more of the variance (layers 0 to 3 of all-MiniLM-L6-v2)."""
 
@@ -67,23 +70,29 @@ def below(source: Embedder, first: int) -> Embedder:
     return pruned(source, range(first))
 
 
-def covering(rows: Sequence[np.ndarray], first: int = FOLD_TEXTS) -> list[int]:
-    """Which of `rows` a fold should read: the `first` ones for what is frequent, then the shortest others that hold a
-    token seen fewer than SEEN times until then. A rare token so gets a row of its own, not a prior, for few tokens
-    that the lower layers must read.
+def covering(rows: Sequence[np.ndarray], first: int, around: tuple[int, int]) -> list[np.ndarray]:
+    """What a fold should read of some texts: the `first` ones for what is frequent, then pieces of the others, shortest
+    first, around tokens seen fewer than SEEN times until then. A rare token so gets a row of its own, not a prior, for
+    few tokens that the lower layers must read.
+
+    Args:
+        rows: whole id rows.
+        around: how many special tokens stand before and after every text; each piece has them too.
     """
-    chosen = list(range(min(first, len(rows))))
+    before, after = around
+    read = list(rows[:first])
     seen_V = np.zeros(1 + max((int(row.max()) for row in rows), default=0), dtype=np.int64)
-    for index in chosen:
-        np.add.at(seen_V, rows[index], 1)
-    others = [index for index in range(first, len(rows)) if len(rows[index]) >= LEAST]
-    for index in sorted(others, key=lambda index: len(rows[index])):
-        if len(chosen) >= MOST_TEXTS:
-            break
-        if (seen_V[rows[index]] < SEEN).any():
-            np.add.at(seen_V, rows[index], 1)
-            chosen.append(index)
-    return chosen
+    for row in read:
+        np.add.at(seen_V, row, 1)
+    for row in sorted((row for row in rows[first:] if len(row) >= LEAST), key=len):
+        last, place = len(row) - after, before
+        while len(read) < MOST_TEXTS and len(rare := np.flatnonzero(seen_V[row[place:last]] < SEEN)):
+            start = min(max(before, place + int(rare[0]) - WINDOW // 2), max(before, last - WINDOW))
+            place = min(start + WINDOW, last)
+            piece = np.concatenate([row[:before], row[start:place], row[last:]])
+            np.add.at(seen_V, piece, 1)
+            read.append(piece)
+    return read
 
 
 def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> float:

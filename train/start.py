@@ -30,9 +30,13 @@ def set_start(student: Student, recipe: Recipe, plan: StagePlan, inputs: Inputs,
             first = _first_texts(plan, FOLD_TEXTS)
             others = np.setdiff1d(_first_texts(plan, LOOKED_AT), first)
             rows = [inputs.tokens.ids(text) for text in [*first.tolist(), *others.tolist()]]
-            read = covering(rows, len(first))
-            held = fold(student.embedder, student.lower[0], [rows[index] for index in read])
-            say(f"lower layers folded into the embeddings: {held:.0%} of their variance over {len(read):,} texts")
+            specials = student.embedder.specials
+            read = covering(rows, len(first), (len(specials.before), len(specials.after)))
+            held = fold(student.embedder, student.lower[0], read)
+            say(
+                f"lower layers folded into the embeddings: {held:.0%} of their variance over {len(read):,} texts and "
+                "pieces of texts"
+            )
         else:
             say("nothing to fold: the first layer is kept, so none lies below")
     if recipe.student.projection == "pca" and student.projection is not None:
