@@ -30,7 +30,7 @@ else:
 NAME = "eyas_varlen"
 GROUP_TOKENS = 16_384
 """Padded tokens of a group at most."""
-GROUP_COST = 256
+GROUP_COST = 64
 """What one more group costs, in padded tokens: one layer of all-MiniLM-L6-v2 on two cores is about equally fast from 64
 to 1,024."""
 _PARAMETERS = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}

@@ -32,6 +32,8 @@ STATE_BYTES = 16
 two moments, in fp32."""
 GATHERED_BYTES = 4
 SAMPLE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
+NOISE = 0.05
+"""By what share two measurements of the same step differ: a difference below says nothing."""
 RECOMPUTED = 1 / 3
 """Of the time of a chunk's forward and backward pass, what its forward pass takes once more (Kaplan et al. 2020,
 section 2.1: two of six operations a weight)."""
@@ -79,7 +81,8 @@ def calibrate(
 
 
 def _best(seconds: Mapping[int, float], rooms: Mapping[int, float], whole: float, least: int) -> int:
-    """The budget of the fastest step: a large chunk may be the faster one, and leaves less room to keep others.
+    """The smallest budget of those with about the fastest step: a large chunk may be the faster one, and leaves less
+    room to keep others; where it is not, a small one takes less memory.
 
     Args:
         seconds: of a sample's forward and backward pass, by budget.
@@ -92,7 +95,9 @@ def _best(seconds: Mapping[int, float], rooms: Mapping[int, float], whole: float
         kept = min(1.0, rooms[budget] / whole) if whole else 1.0
         return seconds[budget] * (1 + RECOMPUTED * (1 - kept))
 
-    return min((budget for budget, room in rooms.items() if room >= 0), key=step, default=least)
+    steps = {budget: step(budget) for budget, room in rooms.items() if room >= 0}
+    fastest = min(steps.values(), default=0.0)
+    return min((budget for budget, taken in steps.items() if taken <= (1 + NOISE) * fastest), default=least)
 
 
 def lowered(memory: Memory, config: ComputeConfig) -> Memory:

@@ -31,13 +31,14 @@ def test_larger_batches_are_measured_and_no_budget_is_beyond_them(
 
 
 def test_a_large_chunk_is_chosen_where_it_is_faster_and_leaves_room_to_keep_others() -> None:
-    seconds = {8: 1.1, 16: 1.0, 32: 0.99}
+    seconds = {8: 1.1, 16: 1.0, 32: 0.9}
     assert _best(seconds, {8: 100.0, 16: 100.0, 32: 100.0}, 90.0, 8) == 32
-    # All kept at 1.1 s; a half recomputed at 1.0 s takes 1.0 x (1 + 1/6); at 0.99 s nothing is kept.
+    # All kept at 1.1 s; a half recomputed at 1.0 s takes 1.0 x (1 + 1/6); at 0.9 s nothing is kept.
     assert _best(seconds, {8: 90.0, 16: 45.0, 32: 0.0}, 90.0, 8) == 8
     assert _best(seconds, {8: 45.0, 16: 45.0, 32: -1.0}, 90.0, 8) == 16
     assert _best(seconds, {8: -1.0, 16: -2.0, 32: -3.0}, 90.0, 8) == 8
     assert _best({8: 0.0}, {}, 90.0, 4) == 4
+    assert _best({8: 1.04, 16: 1.0}, {8: 90.0, 16: 90.0}, 90.0, 8) == 8, "no difference that a measurement shows"
     assert _best(seconds, {8: 1.0, 16: 1.0, 32: 1.0}, 0.0, 8) == 32
 
 
