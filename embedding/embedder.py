@@ -30,7 +30,7 @@ from embedding.layout import (
     tell_older_readers,
     write_layout,
 )
-from embedding.pooling import Pooling, normalize, pool, pool_packed
+from embedding.pooling import EMPTY, Pooling, normalize, pool, pool_packed
 from embedding.tokens import PROBE, cut, pack, pad, plan_chunks, specials, tokenize
 
 # Padded tokens a chunk when nobody measured: about what keeps a device busy without leaving its caches.
@@ -131,7 +131,12 @@ class Embedder(nn.Module):
         """One chunk of id rows, already cut -> [n, D] on the model's device; differentiable.
 
         Packed without padding where that can be, padded on the right otherwise.
+
+        Raises:
+            ValueError: a text without a single token.
         """
+        if min(len(row) for row in rows) == 0:
+            raise ValueError(EMPTY)
         return self._packed(rows) if self.packs else self._padded(rows)
 
     @property

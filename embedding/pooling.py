@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Pooling = Literal["last", "mean", "cls"]
+EMPTY = "a text has no tokens, so nothing to pool; drop empty texts or let the tokenizer add its EOS"
 
 
 def pool(hidden_NLD: Tensor, mask_NL: Tensor, mode: Pooling) -> Tensor:
@@ -24,7 +25,7 @@ def pool(hidden_NLD: Tensor, mask_NL: Tensor, mode: Pooling) -> Tensor:
     if mode not in get_args(Pooling):
         raise ValueError(f"pooling {mode!r}: expected one of {', '.join(get_args(Pooling))}")
     if not bool(mask_NL.any(dim=1).all()):
-        raise ValueError("a text has no tokens, so nothing to pool; drop empty texts or let the tokenizer add its EOS")
+        raise ValueError(EMPTY)
     if mode == "mean":
         weights_NL1 = mask_NL.unsqueeze(-1).to(torch.float32)
         return (hidden_NLD.to(torch.float32) * weights_NL1).sum(dim=1) / weights_NL1.sum(dim=1)

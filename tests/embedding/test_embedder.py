@@ -140,6 +140,14 @@ def test_chunks_run_packed_just_where_that_changes_no_vector(kind: str) -> None:
         torch.testing.assert_close(vectors_ND, embedder._padded(rows), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "mpnet"])
+def test_a_text_without_a_token_is_refused_packed_and_padded(kind: str, students: dict[str, Embedder]) -> None:
+    rows = [np.array([1005, 1006], dtype=np.int32), np.zeros(0, dtype=np.int32)]
+    for given in (rows, rows[1:]):
+        with pytest.raises(ValueError, match="a text has no tokens"):
+            students[kind].embed_rows(given)
+
+
 def test_dropout_of_attention_is_drawn_anew_and_right_on_average() -> None:
     torch.manual_seed(0)
     starts, module = torch.tensor([0, 5, 8], dtype=torch.int32), torch.nn.Identity()
