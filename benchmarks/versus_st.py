@@ -105,8 +105,7 @@ class Peer:
             rows = self._rows(student.embedder) if name == "folded" else []  # neither side's time holds its tokenizing
             begin = time.perf_counter()
             if rows:
-                specials = student.embedder.specials
-                read = covering(rows, FOLD_TEXTS, (len(specials.before), len(specials.after)))
+                read = covering(rows, FOLD_TEXTS, student.embedder.specials)
                 fold(student.embedder, student.lower[0], read)
             seconds = time.perf_counter() - begin
             with new_folder(path) as folder:

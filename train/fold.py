@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from embedding.embedder import TOKEN_BUDGET, Embedder
-from embedding.tokens import cut, pad, plan_chunks
+from embedding.tokens import Specials, cut, pad, plan_chunks
 from train.pruning import pruned
 
 SHRINK = 1.0
@@ -70,16 +70,16 @@ def below(source: Embedder, first: int) -> Embedder:
     return pruned(source, range(first))
 
 
-def covering(rows: Sequence[np.ndarray], first: int, around: tuple[int, int]) -> list[np.ndarray]:
+def covering(rows: Sequence[np.ndarray], first: int, around: Specials) -> list[np.ndarray]:
     """What a fold should read of some texts: the `first` ones for what is frequent, then pieces of the others, shortest
     first, around tokens seen fewer than SEEN times until then. A rare token so gets a row of its own, not a prior, for
     few tokens that the lower layers must read.
 
     Args:
         rows: whole id rows.
-        around: how many special tokens stand before and after every text; each piece has them too.
+        around: the special tokens of every text; each piece has them too.
     """
-    before, after = around
+    before, after = len(around.before), len(around.after)
     read = list(rows[:first])
     seen_V = np.zeros(1 + max((int(row.max()) for row in rows), default=0), dtype=np.int64)
     for row in read:

@@ -30,8 +30,7 @@ def set_start(student: Student, recipe: Recipe, plan: StagePlan, inputs: Inputs,
             first = _first_texts(plan, FOLD_TEXTS)
             others = np.setdiff1d(_first_texts(plan, LOOKED_AT), first)
             rows = [inputs.tokens.ids(text) for text in [*first.tolist(), *others.tolist()]]
-            specials = student.embedder.specials
-            read = covering(rows, len(first), (len(specials.before), len(specials.after)))
+            read = covering(rows, len(first), student.embedder.specials)
             held = fold(student.embedder, student.lower[0], read)
             say(
                 f"lower layers folded into the embeddings: {held:.0%} of their variance over {len(read):,} texts and "

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, DebertaV2Config, ElectraConfig, XLMRobertaConfig
 
 from embedding.embedder import Embedder
-from embedding.tokens import cut
+from embedding.tokens import Specials, cut
 from train import fold as folding
 from train.fold import below, check_foldable, covering, fold
 from train.loop import train
@@ -20,6 +20,7 @@ from train.student import build_student
 from .conftest import docstring_rows, make_inputs
 from .test_loop import Killed, dying, make_recipe, same, stage, weights
 
+AROUND = Specials((0,), (9,))
 TOP = StudentConfig(start=PrunedStudent(keep=2, by="top", fold=True), max_tokens=64)
 
 
@@ -69,17 +70,17 @@ def test_pieces_around_rare_tokens_are_read_of_the_shortest_texts(monkeypatch: p
 
     rows = [row(5, 2), row(40, 3, 30), row(60, 7, 30), row(10, 7), row(14, 7), row(7, 8), row(9, 1), row(50, 3, 2)]
     # of the three texts with 7 the two shortest; 8 stands in a short text alone; 1 has been seen often; 3 once
-    first, second, seven, again, three = covering(rows, 2, (1, 1))
+    first, second, seven, again, three = covering(rows, 2, AROUND)
     for found, whole in ((first, rows[0]), (second, rows[1]), (seven, rows[3]), (again, rows[4])):
         assert found.tolist() == whole.tolist()
     assert three.tolist() == [0, 1, 3, *[1] * 14, 9], "of a longer text a piece, between the special tokens"
     last = np.array([0, *range(100, 150), 9])
-    pieces = covering([rows[0], last], 1, (1, 1))[1:]
+    pieces = covering([rows[0], last], 1, AROUND)[1:]
     assert all(len(piece) == 18 and piece[0] == 0 and piece[-1] == 9 for piece in pieces)
     assert set(np.concatenate(pieces)) == set(last), "every token of a text of rare ones"
     monkeypatch.setattr(folding, "MOST_TEXTS", 3)
-    assert len(covering(rows, 2, (1, 1))) == 3
-    assert covering([], 2, (1, 1)) == []
+    assert len(covering(rows, 2, AROUND)) == 3
+    assert covering([], 2, AROUND) == []
 
 
 def test_tables_are_the_least_squares_fit(teacher: Embedder, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
