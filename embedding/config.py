@@ -66,7 +66,7 @@ def override_config(cls: type[C], values: dict[str, Any], overrides: Sequence[st
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
-            raise ValueError(f"override {override!r}: expected key=value, for example stages.0.steps=100")
+            raise ValueError(f"override {override!r}: expected key=value, for example stages.0.learning_rate=1e-4")
         given[path] = read_yaml(text, f"override {override!r}")
     _put_all(values, given, "override ")
     return parse_config(cls, values, where)

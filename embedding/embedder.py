@@ -30,13 +30,12 @@ from embedding.layout import (
     tell_older_readers,
     write_layout,
 )
+from embedding.packing import comes_out_alike
 from embedding.pooling import EMPTY, Pooling, normalize, pool, pool_packed
-from embedding.tokens import PROBE, cut, pack, pad, plan_chunks, specials, tokenize
+from embedding.tokens import PROBE, cut, lower_case, pack, pad, plan_chunks, specials, tokenize
 
 # Padded tokens a chunk when nobody measured: about what keeps a device busy without leaving its caches.
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
-ALIKE, ALIKE_IN_HALF = 1e-5, 1e-2
-"""1 - cosine that rounding makes between two ways to compute a vector, at most."""
 
 
 class Embedder(nn.Module):
@@ -71,6 +70,7 @@ class Embedder(nn.Module):
         self.prompts = prompts or {}
         self.normalize = normalize
         self.specials = specials(tokenizer)
+        self._alike: dict[tuple[str, torch.dtype], bool] = {}
 
     @property
     def heads(self) -> list[Dense]:
@@ -101,12 +101,18 @@ class Embedder(nn.Module):
                 states = self.backbone(input_ids=ids).last_hidden_state.float()
         finally:
             self.train(before)
+        config = self.backbone.config
+        if states.shape[2] != config.hidden_size:
+            raise ValueError(
+                f"a {config.model_type} says that its states are {config.hidden_size} wide; found {states.shape[2]}"
+            )
         return torch.allclose(states[0, :2], states[1, :2], atol=1e-5)
 
     @property
     def position_limit(self) -> int | None:
         """Tokens that a table of positions has rows for; None: the model has no such table."""
-        table: Any = getattr(getattr(self.backbone, "embeddings", None), "position_embeddings", None)
+        embeddings = getattr(self.backbone, "embeddings", None)
+        table: Any = getattr(embeddings, "position_embeddings", None) or getattr(self.backbone, "wpe", None)
         return int(table.num_embeddings) - self._position_offset if isinstance(table, nn.Embedding) else None
 
     @cached_property
@@ -137,42 +143,26 @@ class Embedder(nn.Module):
         """
         if min(len(row) for row in rows) == 0:
             raise ValueError(EMPTY)
-        return self._packed(rows) if self.packs else self._padded(rows)
+        return self.packed(rows) if self.packs else self.padded(rows)
 
     @property
     def packs(self) -> bool:
         """Whether chunks run packed: on a CPU, and on CUDA where the variable-length kernel runs (half precision, the
-        weights' or autocast's, no attention dropout); with a model that comes out the same."""
+        weights' or autocast's, no attention dropout); with a model that comes out the same (`embedding.packing`, asked
+        once for each device and type)."""
         dtype = computing_dtype(self.device, self.backbone.dtype)
-        names = ("attention_probs_dropout_prob", "attention_dropout")
+        names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
         dropout = self.training and any(getattr(self.backbone.config, name, 0.0) for name in names)
         kernel = kernel_runs(torch.empty(0, device=self.device, dtype=dtype)) and not dropout
-        return (self.device.type == "cpu" or kernel) and self.packs_alike
-
-    @cached_property
-    def packs_alike(self) -> bool:
-        """Whether a packed chunk has the vectors of a padded one: tried on two short texts. It has not where a model
-        has an attention of its own (MPNet, DeBERTa), caps its scores (Gemma 2), or joins neighbouring tokens before the
-        first layer (MobileBERT): there a text would see the one before it."""
-        if not self.backbone._supports_attention_backend:
+        if self.device.type != "cpu" and not kernel:
             return False
-        rows = [np.array([1005, 1006, 1007]), np.array([1008, 1009])]
-        rows = [row % self.backbone.config.vocab_size for row in rows]
-        before = self.training
-        self.eval()
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                padded_ND = normalize(self._padded(rows))
-                try:
-                    packed_ND = normalize(self._packed(rows))
-                except (RuntimeError, TypeError, ValueError):  # it takes no offsets, or its attention does more
-                    return False
-        finally:
-            self.train(before)
-        allowed = ALIKE if self.backbone.dtype.itemsize >= 4 else ALIKE_IN_HALF
-        return bool((packed_ND * padded_ND).sum(dim=1).min() > 1 - allowed)
+        key = self.device.type, dtype
+        if key not in self._alike:
+            self._alike[key] = comes_out_alike(self, dtype)
+        return self._alike[key]
 
-    def _padded(self, rows: Sequence[np.ndarray]) -> Tensor:
+    def padded(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """As `embed_rows`, padded on the right."""
         ids_NL, mask_NL = (x.to(self.device, non_blocking=True) for x in pad(rows, self.tokenizer.pad_token_id or 0))
         if not self.causal:
             return self.forward(ids_NL, mask_NL)
@@ -181,7 +171,8 @@ class Embedder(nn.Module):
         hidden_NLD = self.backbone(input_ids=ids_NL).last_hidden_state
         return self._head(pool(hidden_NLD, mask_NL, self.pooling))
 
-    def _packed(self, rows: Sequence[np.ndarray]) -> Tensor:
+    def packed(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """As `embed_rows`, all texts in one row."""
         ids_T, starts_N1 = pack(rows)
         positions_T = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows])) + self._position_offset
         ids_T, starts_N1, positions_T = (x.to(self.device, non_blocking=True) for x in (ids_T, starts_N1, positions_T))
@@ -205,6 +196,10 @@ class Embedder(nn.Module):
     def tokenize(self, texts: Sequence[str], prompts: Sequence[str]) -> list[np.ndarray]:
         """Ids of prompt + text + special tokens, whole: int32 [length] each."""
         return tokenize(self.tokenizer, prompts, texts)
+
+    def cut(self, ids: np.ndarray) -> np.ndarray:
+        """A whole id row, cut to `max_tokens`."""
+        return cut(ids, self.max_tokens, len(self.specials.after))
 
     def require_room(self, prompt: str, max_tokens: int) -> None:
         """Refuse a cut that would reach into the prompt.
@@ -250,7 +245,7 @@ class Embedder(nn.Module):
     ) -> np.ndarray:
         """Vectors of whole id rows, cut here to `max_tokens`: float32 [N, D], in the order given."""
         vectors_ND = np.empty((len(ids), self.width), dtype=np.float32)
-        rows = [cut(row, self.max_tokens, len(self.specials.after)) for row in ids]
+        rows = [self.cut(row) for row in ids]
         lengths_N = np.array([len(row) for row in rows], dtype=np.int64)
         training = self.training
         self.eval()
@@ -324,9 +319,15 @@ class Embedder(nn.Module):
         inner = folder / layout.transformer
         require_weights(inner)
         tokenizer = AutoTokenizer.from_pretrained(inner, trust_remote_code=trust_remote_code)
+        if layout.lower_case:
+            lower_case(tokenizer)
         config = AutoConfig.from_pretrained(inner, trust_remote_code=trust_remote_code)
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"{name}: a {config.model_type} has an encoder and a decoder; eyas takes one of the two")
+        if not hasattr(config, "hidden_size") or not hasattr(config, "vocab_size"):
+            raise ValueError(
+                f"{name}: a {config.model_type} has no hidden_size and vocab_size of its own; name a text model"
+            )
         verbosity = logging.get_verbosity()
         logging.set_verbosity(40)  # errors only: silences its report of missing keys; ours below refuses them
         try:

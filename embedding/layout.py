@@ -52,6 +52,8 @@ class Layout:
     max_tokens: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     template: Template = BARE
+    lower_case: bool = False
+    """Whether sentence-transformers lower-cases a text before the tokenizer sees it."""
 
 
 def resolve_model(name: str, revision: str | None = None) -> Path:
@@ -112,16 +114,21 @@ def read_layout(folder: Path) -> Layout:
     template = _template(folder, prompts)
     if not (folder / "modules.json").is_file():
         return Layout(prompts=prompts, template=template)
-    transformer, pooling, normalize, dense, max_tokens = "", None, False, [], None
+    transformer, pooling, normalize, dense, max_tokens, lower = "", None, False, [], None, False
     for module in read_json(folder / "modules.json"):
         kind, path = str(module["type"]).rsplit(".", 1)[-1], str(module["path"])
         config = _optional(folder / path / "config.json")
         if kind == "Transformer":
             transformer = path
-            max_tokens = _optional(folder / path / "sentence_bert_config.json").get("max_seq_length")
+            settings = _optional(folder / path / "sentence_bert_config.json")
+            max_tokens, lower = settings.get("max_seq_length"), bool(settings.get("do_lower_case"))
         elif kind == "Pooling":
             pooling = _pooling(folder / path, config)
         elif kind == "Dense":
+            if normalize:
+                raise ValueError(
+                    f"{folder}/modules.json: a Dense module after Normalize; expected Normalize at the end"
+                )
             dense.append(_dense(folder / path, path, config))
         elif kind == "Normalize":
             normalize = True
@@ -130,7 +137,7 @@ def read_layout(folder: Path) -> Layout:
                 f"{folder}/modules.json: module {module['type']!r} is not supported; "
                 "expected Transformer, Pooling, Dense, Normalize"
             )
-    return Layout(transformer, pooling, tuple(dense), normalize, max_tokens, prompts, template)
+    return Layout(transformer, pooling, tuple(dense), normalize, max_tokens, prompts, template, lower)
 
 
 def write_layout(folder: Path, layout: Layout, width: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -66,6 +67,14 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
         single=" ".join([*before, "$A", eos]),
         special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in (*before, eos)],
     )
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make `tokenizer` lower-case a text first, in a form that is saved with it, as sentence-transformers does where
+    `do_lower_case` says so."""
+    inner = tokenizer.backend_tokenizer
+    after = [] if inner.normalizer is None else [inner.normalizer]
+    inner.normalizer = normalizers.Sequence([normalizers.Lowercase(), *after])
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:

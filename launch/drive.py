@@ -31,6 +31,8 @@ from train.recipe import Recipe
 
 STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that was asked to stop and goes on when it is started again: what schedulers take as that, too."""
+TRAINS: tuple[Step, ...] = ("train", "export", "evaluate", "report")
+"""Up to which steps there is a training."""
 GRACE = 15.0
 """Seconds that a rank waits for its launcher to end it when rank 0 failed: rank 0's own exit code is the one to see."""
 
@@ -65,6 +67,8 @@ def drive(
     recipe = load_config(Recipe, config, overrides)
     refuse_secrets(recipe.model_dump(mode="json"))
     join()
+    if until in TRAINS:  # before the teacher's pass
+        recipe.check_ranks(world_size())
     folder = recipe.output / recipe.name
     share = launched_share() if until == "embed" else Share()
     if share.world > 1 and world_size() == 1:  # one of several that know nothing of each other: a folder each

@@ -21,13 +21,13 @@ from embedding.embedder import Embedder
 from embedding.files import fingerprint, new_folder, read_json, sha256_file, stamps, write_json, write_text
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
+from launch.chosen import chosen
 from launch.mining import mine_negatives
 from launch.prepared import prepare_data, prepared_facts
 from launch.runs import keep_finished
 from launch.show import show_run
 from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device, parameters, query_prompts, write_facts
-from train.checkpoint import newest_checkpoint
 from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
 from train.plan import check_student, plan_stages, unread_instructions
@@ -191,15 +191,12 @@ class Pipeline:
         due = from_main(self._training_is_due)
         if due and rank() > 0:
             return self._train()
-        return self.ledger.step("train", self.at.training_facts(), self._train) if rank() == 0 else {}
+        return self.ledger.step("train", self.at.training_facts(), self._train, begun=due) if rank() == 0 else {}
 
     def _training_is_due(self) -> bool:
         due = not self.resume or self.ledger.due("train", self.at.training_facts())
         if due:
             self._check_before_training()
-            self._keep_if_finished()
-            if not self.resume:
-                self.ledger.forget("train")
         return due
 
     def _keep_if_finished(self) -> None:
@@ -215,7 +212,9 @@ class Pipeline:
         if rank() == 0:
             if unread := unread_instructions(self.at.texts, student.embedder.template):
                 self.ledger.say("", unread)
-            write_facts(self.at)  # not before: what fails on its way leaves the folder as the last good run made it
+            # Not before: what is refused on its way leaves the folder as the last good run made it.
+            self._keep_if_finished()
+            write_facts(self.at)
             if self.ledger.record("train") is not None or not self.resume:
                 # The checkpoints are of a training that ended, from other inputs: there is nothing to go on from.
                 shutil.rmtree(self.at.checkpoints, ignore_errors=True)
@@ -228,10 +227,18 @@ class Pipeline:
             from eval.evaluate import evaluate
             from launch.scoring import curve_values
 
-            return curve_values(evaluate(model, self.at.watched, ranks=ranks))
+            return curve_values(evaluate(model, self.at.watched, ranks=ranks), self.at.decided_by_scores)
 
         during = scores if self.at.evaluates_in_training else None
-        report = train(self.recipe, student, self.at.inputs, self.at.folder, evaluate=during, resume=self.resume)
+        report = train(
+            self.recipe,
+            student,
+            self.at.inputs,
+            self.at.folder,
+            evaluate=during,
+            judge=self.at.judge,
+            resume=self.resume,
+        )
         steps = report.resumed_from + report.steps
         return {"outputs": [str(self.at.checkpoints)], "steps": steps, "seconds before": round(report.before, 3)}
 
@@ -247,38 +254,19 @@ class Pipeline:
             raise ValueError(f"{self.at.store.folder}: {lost} vectors are gone; the same command computes them again")
         if self.at.evaluates_in_training or (self.at.evaluable and self._until in ("evaluate", "report")):
             _ = self.at.suite
+        if self.at.decided_by_scores and (failed := self.at.watched.failed):
+            name, why = next(iter(failed.items()))
+            raise ValueError(
+                f"{len(failed)} tasks of the suite cannot be scored, and its mean decides what becomes the model "
+                f"(tracking.export, floor, patience, or a greedy merge): {name}: {why}; mend them or leave them out"
+            )
 
     def export(self) -> Result:
         """The student as a folder that sentence-transformers loads."""
         chooses = self.recipe.tracking.chooses
 
         def work() -> Result:
-            found, notes = newest_checkpoint(self.at.checkpoints, self.at.training_facts())
-            for note in notes:
-                self.ledger.say("", note)
-            if found is None or found.step != self.at.results["train"]["steps"]:
-                self.ledger.forget("train")
-                raise ValueError(f"{self.at.checkpoints}: the last checkpoint is gone or damaged; run it again")
-            floor = self.recipe.tracking.floor
-            if floor is not None and found.facts["best"] is None:
-                measured = found.facts.get("means") is not None
-                why = "already the first evaluation was below it" if measured else "this training made no evaluation"
-                raise ValueError(
-                    f"tracking.floor {floor}: {why}; no model is left; lower the learning rate or evaluate more often, "
-                    "and train with --restart"
-                )
-            if chooses and not found.facts["best"]:
-                self.ledger.say("", "this training made no evaluation to choose by: the last checkpoint is the model")
-            if chooses and found.facts["best"]:
-                step = int(found.facts["best"][0])
-                found, _ = newest_checkpoint(self.at.checkpoints, self.at.training_facts(), step)
-                if found is None:
-                    raise ValueError(
-                        f"{self.at.checkpoints}: the checkpoint of step {step}, the best one, is gone or damaged; "
-                        "set tracking.export=last, or train with --restart"
-                    )
-                last = "had the best Mean(TaskType)" if floor is None else "is the last one above the floor"
-                self.ledger.say("", f"step {step} {last}")
+            found = chosen(self.at, self.ledger)
             student = self.at.new_student()
             student.load_state_dict(found.model)
             model = finished(student, keep_projection=self.recipe.student.keep_projection)
@@ -293,9 +281,13 @@ class Pipeline:
             self.at.free_teacher()  # where the student was cut from it; the evaluation loads its own
             return {"outputs": [str(self.at.model)], "identity": identity, "step": found.step}
 
-        made_from = {"training": self.at.training_facts(), "steps": self.at.results["train"]["steps"]}
+        made_from = {
+            "training": self.at.training_facts(),
+            "steps": self.at.results["train"]["steps"],
+            "projection": self.recipe.student.keep_projection,
+        }
         if chooses:
-            made_from["export"] = self.recipe.tracking.floor or "best"
+            made_from["export"] = [self.recipe.tracking.floor or "best", self.at.judge]
         return self.ledger.step("export", made_from, work)
 
     # ------------------------------------------------------------------------------------------ evaluation and report

@@ -64,6 +64,8 @@ def run(job: Job, engine: Engine) -> int:
         embed = Script(f"{recipe.name}-embed", [words] * (engine.nodes * engine.ranks), logs, needs)
         scripts = [(prepare, one), (embed, each)]
     else:
+        if job.command in ("run", "train"):
+            recipe.check_ranks(engine.nodes * engine.ranks)
         size = engine if job.command in ("run", "train", "embed") else Engine(**{**vars(engine), "nodes": 1})
         scripts = [(Script(recipe.name, [words], logs, needs), size)]
     rendered = [(script.name, render(script, size)) for script, size in scripts]

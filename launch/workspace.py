@@ -75,6 +75,8 @@ class Workspace:
         if "mine" in self.results:
             rows = Path(self.results["mine"]["outputs"][0])
             made_from["mined"] = rows.name
+        if self._greedy:
+            made_from["suite"] = self.judge
         return Inputs(
             texts=self.texts,
             examples=Examples.load(rows / "examples"),
@@ -105,7 +107,7 @@ class Workspace:
 
     def untrained_facts(self) -> dict[str, Any]:
         """What determines the student before training, its tokenizer and template included."""
-        student = self.recipe.student.model_dump(mode="json")
+        student = self.recipe.student.model_dump(mode="json", exclude={"keep_projection"})
         facts = {"student": student, "seed": self.recipe.seed, "teacher": self.results["embed"]["identity"]}
         return facts | self.start | ({"texts": self.data.name} if self._measured else {})
 
@@ -188,12 +190,30 @@ class Workspace:
         Raises:
             ValueError: something is decided by scores, and there is nothing to evaluate on.
         """
-        tracking, merge = self.recipe.tracking, self.recipe.merge
-        greedy = merge is not None and merge.method == "greedy"
-        if (tracking.decides or greedy) and not self.evaluable:
-            what = "merge.method greedy" if greedy else "tracking.export best, floor or patience"
+        if self.decided_by_scores and not self.evaluable:
+            what = "merge.method greedy" if self._greedy else "tracking.export best, floor or patience"
             raise ValueError(f"{what} goes by scores, and no pairs are held out to evaluate on: set suite.folder")
-        return self.evaluable and (tracking.evaluate_every > 0 or greedy)
+        return self.evaluable and (self.recipe.tracking.evaluate_every > 0 or self._greedy)
+
+    @property
+    def decided_by_scores(self) -> bool:
+        """Whether scores decide which weights become the model."""
+        return self.recipe.tracking.decides or self._greedy
+
+    @cached_property
+    def judge(self) -> str:
+        """A digest of what is evaluated while training; "" where nothing is."""
+        if not self.evaluates_in_training:
+            return ""
+        from launch.scoring import suite_facts
+
+        watched = {"rows": self.recipe.tracking.watched_rows}
+        return fingerprint(suite_facts(self.recipe.suite, self.evaluation_data) | watched)
+
+    @property
+    def _greedy(self) -> bool:
+        merge = self.recipe.merge
+        return merge is not None and merge.method == "greedy"
 
     @cached_property
     def suite(self) -> Suite:

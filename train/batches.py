@@ -3,7 +3,7 @@
 The sequence of global batches is the same for any number of ranks, and any step can be jumped to at once.
 
 Shapes: B rows of a batch, N distinct texts in it, K distinct documents, H negatives of a row, G graded pairs, X pairs,
-W ranks, n texts on each rank.
+W ranks, n texts on each rank, P positives of all rows.
 """
 
 from collections import defaultdict
@@ -102,6 +102,7 @@ class Sampler:
         self.texts, self.examples, self.tokens = texts, examples, tokens
         self.seed, self.batch_size, self.max_tokens, self.negatives = seed, batch_size, max_tokens, negatives
         self.one_source = one_source
+        self._grouped, self._group_of_grouped = _document_groups(examples)
         names = examples.source_names
         sizes = np.bincount(examples.sources, minlength=len(names))
         unknown = sorted(set(weights or {}) - set(names))
@@ -194,12 +195,11 @@ class Sampler:
         document_K = np.unique(np.concatenate([positive_at, negative_at]))
         positive_B = np.searchsorted(document_K, positive_at)
         query_B, group_B = query_at[owner_B], self.examples.groups[rows[owner_B]]
-        group_K = np.full(len(document_K), -1, dtype=np.int64)
-        group_K[positive_B] = group_B
+        group_K, several = self._groups_of(text_N[document_K])
         excluded = self._same_query(query_B, positive_B)
         excluded |= self._other_positives(also, text_N[document_K])
         excluded |= self._same_words(text_N[query_B], text_N[document_K], positive_B)
-        excluded |= _second_groups(group_B, positive_B, group_K)
+        excluded |= {(int(i), k) for k, group in several for i in np.flatnonzero(group_B == group)}
         negative_BH = np.full((len(owner), self.negatives), -1, dtype=np.int64)
         for (b, j), k in zip(negative_of, np.searchsorted(document_K, negative_at).tolist(), strict=True):
             if (b, k) not in excluded and k != positive_B[b]:
@@ -219,6 +219,15 @@ class Sampler:
             graded_G2=np.stack([np.searchsorted(text_N, table_G3[:, 0].astype(np.int64)), of_pair], axis=1),
             score_G=table_G3[:, 2].astype(np.float32),
         )
+
+    def _groups_of(self, text_K: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The group of each document, -1 for none: a negative's too, which may be another row's positive. Where a
+        document stands in several, the others are listed as (document, group)."""
+        low_K, high_K = (np.searchsorted(self._grouped, text_K, side) for side in ("left", "right"))
+        group_K = np.full(len(text_K), -1, dtype=np.int64)
+        group_K[high_K > low_K] = self._group_of_grouped[low_K[high_K > low_K]]
+        several = np.flatnonzero(high_K > low_K + 1).tolist()
+        return group_K, [(k, int(group)) for k in several for group in self._group_of_grouped[low_K[k] + 1 : high_K[k]]]
 
     @staticmethod
     def _same_query(query_B: np.ndarray, positive_B: np.ndarray) -> set[tuple[int, int]]:
@@ -252,10 +261,14 @@ class Sampler:
         return found
 
 
-def _second_groups(group_B: np.ndarray, positive_B: np.ndarray, group_K: np.ndarray) -> set[tuple[int, int]]:
-    """A document keeps one group; where it is the positive of rows in several, the others are excluded pair by pair."""
-    second = np.flatnonzero((group_B >= 0) & (group_K[positive_B] != group_B))
-    return {(int(i), int(positive_B[j])) for j in second for i in np.flatnonzero(group_B == group_B[j])}
+def _document_groups(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """The documents of rows with a group, ascending, and their groups; one that is in several stands there for each."""
+    if not (examples.groups >= 0).any():
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    group_P = np.repeat(examples.groups, examples.positives.counts)
+    pairs = np.stack([examples.positives.values, group_P], axis=1)[group_P >= 0]
+    pairs = np.unique(pairs, axis=0)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _schedule(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

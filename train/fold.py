@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from embedding.embedder import TOKEN_BUDGET, Embedder
-from embedding.tokens import Specials, cut, pad, plan_chunks
+from embedding.tokens import Specials, pad, plan_chunks
 from train.pruning import pruned
 
 SHRINK = 1.0
@@ -70,28 +70,28 @@ def below(source: Embedder, first: int) -> Embedder:
     return pruned(source, range(first))
 
 
-def covering(rows: Sequence[np.ndarray], first: int, around: Specials) -> list[np.ndarray]:
+def covering(first: Sequence[np.ndarray], others: Sequence[np.ndarray], around: Specials) -> list[np.ndarray]:
     """What a fold should read of some texts: the `first` ones for what is frequent, then pieces of the others, shortest
     first, around tokens seen fewer than SEEN times until then. A rare token so gets a row of its own, not a prior, for
     few tokens that the lower layers must read.
 
     Args:
-        rows: whole id rows.
+        first: id rows, cut to what the student reads.
+        others: whole id rows: a piece of one has any of its places.
         around: the special tokens of every text; each piece has them too.
     """
     before, after = len(around.before), len(around.after)
-    read = list(rows[:first])
-    seen_V = np.zeros(1 + max((int(row.max()) for row in rows), default=0), dtype=np.int64)
+    read = list(first)
+    seen_V = np.zeros(1 + max((int(row.max()) for row in (*first, *others)), default=0), dtype=np.int64)
     for row in read:
         np.add.at(seen_V, row, 1)
-    for row in sorted((row for row in rows[first:] if len(row) >= LEAST), key=len):
+    for row in sorted((row for row in others if len(row) >= LEAST), key=len):
         last, place = len(row) - after, before
         while len(read) < MOST_TEXTS and len(rare := np.flatnonzero(seen_V[row[place:last]] < SEEN)):
             start = min(max(before, place + int(rare[0]) - WINDOW // 2), max(before, last - WINDOW))
-            place = min(start + WINDOW, last)
-            piece = np.concatenate([row[:before], row[start:place], row[last:]])
-            np.add.at(seen_V, piece, 1)
-            read.append(piece)
+            new, place = max(start, place), min(start + WINDOW, last)  # a piece may begin within the one before
+            np.add.at(seen_V, row[new:place], 1)
+            read.append(np.concatenate([row[:before], row[start:place], row[last:]]))
     return read
 
 
@@ -112,7 +112,7 @@ def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> floa
     squares, pairs = 0.0, []
     lower.to(device).eval()
     scale_D = torch.where(norm.weight == 0, 1.0, norm.weight).detach()  # where it is 0 every state is the bias
-    rows = [cut(row, student.max_tokens, len(student.specials.after)) for row in rows]
+    rows = [student.cut(row) for row in rows]
     for ids_T, places_T, states_TD in _states(lower, rows):
         z_TD = (states_TD - norm.bias.detach()) / scale_D
         sum_VD.index_add_(0, ids_T, z_TD)

@@ -3,7 +3,6 @@
 All that must survive is in the checkpoint, or follows from the seed and the step.
 """
 
-import os
 import signal
 import threading
 import time
@@ -43,12 +42,14 @@ from train.distributed import (
     whole_on_main,
     world_size,
 )
+from train.frozen import freeze, frozen_in
 from train.merge import Average, State, merged
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_student, checkpoint_identity, plan_stages
+from train.precision import mixed_precision
 from train.recipe import Recipe
 from train.spikes import SpikeGuard
-from train.stages import finished_stage, freeze, frozen_in, origin, save_stage, stage_identity
+from train.stages import finished_stage, origin, save_stage, stage_identity
 from train.start import set_start
 from train.step import Memory, TrainState, prepare_work, read_ahead, train_step
 from train.student import Student, checkpoint_layers, compile_layers
@@ -83,9 +84,12 @@ def train(
     run: Path,
     *,
     evaluate: Evaluate | None = None,
+    judge: str = "",
     resume: bool = True,
 ) -> TrainReport:
     """Train `student` in place through all stages of `recipe`; `run` gets `metrics.jsonl` and `checkpoints/`.
+
+    `judge`: a digest of what `evaluate` measures on: scores of another suite are not compared with its own.
 
     Raises:
         ValueError: the recipe does not fit the data (found before the first step), a checkpoint is of another recipe,
@@ -96,29 +100,32 @@ def train(
     keep_freed_memory()
     join()
     log_with = "wandb" if recipe.tracking.wandb else None
-    accelerator = Accelerator(mixed_precision=_precision(recipe), cpu=not torch.cuda.is_available(), log_with=log_with)
+    precision = mixed_precision(recipe.compute)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), log_with=log_with)
     plans = plan_stages(recipe, inputs)
     check_student(recipe.stages, student, inputs)
-    watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate)
+    watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate, judge)
     job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, watch)
-    with accelerator.main_process_first():
+    with accelerator.main_process_first():  # what is damaged is renamed
         found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])
+        done = [] if found or not resume else _finished(job, plans)
     begin = found.step if found else 0
     if len(seen := set(gather_objects(begin))) > 1:
         raise ValueError(f"the ranks found checkpoints of the steps {sorted(seen)}; do all machines see {job.folder}?")
     before = float(found.facts.get("seconds", 0.0)) if found else 0.0
     job.began = began - before
     total = plans[-1].end + (recipe.merge is not None)
-    done = [] if found or not resume else _finished(job, plans)
     kept = max((plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)), default=begin)
-    rate = matrix_rate(accelerator.device, torch.bfloat16 if _precision(recipe) == "bf16" else torch.float32)
+    rate = matrix_rate(accelerator.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=kept, matrix_rate=rate * world_size())
     for note in notes:
         tracker.say(note)
 
     student.to(accelerator.device).train()
-    # Forward passes: not under autocast, whose casts they would keep without a gradient.
-    _ = student.embedder.causal, student.embedder.packs_alike
+    _ = student.embedder.causal  # a forward pass: not under autocast, whose casts it would keep without a gradient
+    with accelerator.autocast():
+        if not student.embedder.packs:
+            tracker.say("chunks are padded: no packed attention here with this model, its dropout and this precision")
     if recipe.compute.compile:
         compile_layers(student.embedder.backbone)
     if recipe.compute.layer_checkpointing:
@@ -133,6 +140,8 @@ def train(
         ranks = found.facts.get("ranks", world_size())
         other = "" if ranks == world_size() else f" on {world_size()} ranks; {ranks} came so far, equal up to rounding"
         tracker.say(f"resumed from step {found.step} of {total}{other}")
+        if (other := found.facts.get("precision", precision)) != precision:
+            tracker.say(f"mixed precision was {other!r} so far and is {precision!r} from here on")
         if memory != kept_memory:
             tracker.say(
                 f"{memory} from here on, as compute says; the weights are those of an uninterrupted run up to rounding"
@@ -194,10 +203,10 @@ def train(
 
 
 def _finished(job: "_Job", plans: Sequence[StagePlan]) -> list[int]:
-    """The stages whose weights lie in the run's folder, made from just what they would be made from now. Where
-    evaluations decide what comes out of the last one, not that: they went with its checkpoints."""
+    """The stages whose weights lie in the run's folder, made from just what they would be made from now. None where
+    evaluations decide what comes out: those of the stages went with their checkpoints."""
     found = []
-    for number, plan in enumerate(plans[:-1] if job.recipe.tracking.decides else plans):
+    for number, plan in enumerate(plans if not job.recipe.tracking.decides else ()):
         identity = stage_identity(job.recipe, job.inputs, plans, number)
         if finished_stage(job.stages, plan.stage.name, plan.steps, identity) is not None:
             found.append(number)
@@ -223,7 +232,8 @@ class _Job:
     def facts(self, memory: Memory) -> dict[str, Any]:
         """What a checkpoint says of the run."""
         seconds = time.perf_counter() - self.began
-        return {"memory": asdict(memory), **self.watch.facts(), "ranks": world_size(), "seconds": seconds}
+        ran = {"ranks": world_size(), "precision": self.accelerator.mixed_precision, "seconds": seconds}
+        return {"memory": asdict(memory), **self.watch.facts(), **ran}
 
     @property
     def stages(self) -> Path:
@@ -284,7 +294,13 @@ class _Job:
         def score(state: State) -> float:
             self.student.load_state_dict(self._sharded(dict(state)))
             assert evaluate is not None
-            return evaluate(self.watch.whole(), Ranks(world_size(), rank(), gather_objects))["eval/mean"]
+            scores = evaluate(self.watch.whole(), Ranks(world_size(), rank(), gather_objects))
+            if "eval/mean" not in scores:
+                raise ValueError(
+                    "merge.method greedy: a task of the suite failed, so the models cannot be compared; "
+                    "run it again, or take another method"
+                )
+            return scores["eval/mean"]
 
         model, said = merged(states, merge.method, merge.weights, score if evaluate else None)
         self.finish(plans[-1].end + 1, model, memory)
@@ -382,10 +398,3 @@ def _asked_to_stop() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _precision(recipe: Recipe) -> str:
-    wanted: str = recipe.compute.precision
-    if wanted == "auto":  # what the launcher's config says, else what suits the device
-        wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if torch.cuda.is_available() else "no")
-    return "bf16" if wanted == "bf16" else "no"

@@ -5,12 +5,15 @@ in `train.losses_labels` and `train.losses_teacher`, and are listed here.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from embedding.files import sha256_file
 from train.losses_labels import CoSENT, InfoNCE, Spread, cosent_part, info_nce_part, spread_part
 from train.losses_teacher import (
     Gram,
@@ -72,6 +75,12 @@ class Own(LossConfig):
         if not callable(found):
             raise ValueError(f"an own loss is {self.function!r}, and {module} has no function {name}")
         return cast(LossFunction, found)
+
+    def source(self) -> str:
+        """The SHA-256 of the file that the function stands in: what is trained depends on it, and on what it imports,
+        which is not looked at."""
+        found = inspect.getsourcefile(inspect.unwrap(self.load()))
+        return sha256_file(Path(found)) if found else ""
 
 
 Loss = Annotated[

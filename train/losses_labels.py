@@ -163,8 +163,10 @@ class _Below(torch.autograd.Function):
         grad_G = torch.zeros_like(x_G)
         for start in range(0, len(x_G), 512):
             at = slice(start, start + 512)
-            below = grade_G[None, at] < grade_G[:, None]
-            grad_G[at] = (below * grads[0][:, None] * (x_G[None, at] - out_G[:, None]).exp()).sum(dim=0)
+            apart = grade_G[None, at] >= grade_G[:, None]
+            # Masked before exp, which overflows where a pair that has no part in it is far above.
+            share = (x_G[None, at] - out_G[:, None]).masked_fill(apart, -torch.inf).exp()
+            grad_G[at] = (grads[0][:, None] * share).sum(dim=0)
         return grad_G, None
 
 

@@ -13,6 +13,7 @@ from data_prep.teacher import NoTeacherConfig
 from embedding.instruction import Template
 from train.batches import Sampler
 from train.distributed import world_size
+from train.frozen import check_frozen
 from train.losses import Gram, Loss, Match, Own, Relative, Spread
 from train.permutation import mix_int
 from train.recipe import BuiltStudent, Recipe, Stage
@@ -80,6 +81,7 @@ def plan_stages(recipe: Recipe, inputs: Inputs) -> list[StagePlan]:
     Raises:
         ValueError: a stage does not fit the data, the ranks or its own losses; says which setting to change.
     """
+    recipe.check_ranks(world_size())
     plans: list[StagePlan] = []
     for number, stage in enumerate(recipe.stages):
         try:
@@ -109,6 +111,9 @@ def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     The number of ranks is not among it: the result is the same up to rounding.
     """
     decides = recipe.model_dump(mode="json", include={"seed", "student", "stages"})
+    del decides["student"]["keep_projection"]  # asked at the export
+    own = {loss.function: loss.source() for stage in recipe.stages for loss in stage.losses if isinstance(loss, Own)}
+    decides |= {"own": own} if own else {}
     decides["precision"] = recipe.compute.precision
     decides["spikes"] = recipe.spikes.model_dump(mode="json")
     decides["merge"] = recipe.merge.model_dump(mode="json") if recipe.merge else None
@@ -123,8 +128,6 @@ def _steps(stage: Stage, sampler: Sampler) -> int:
 
 
 def _check(stage: Stage, recipe: Recipe, inputs: Inputs, sampler: Sampler) -> None:
-    if stage.batch_size % world_size():
-        raise ValueError(f"batch_size {stage.batch_size}: expected a multiple of the {world_size()} ranks")
     if stage.max_tokens > recipe.student.max_tokens:
         raise ValueError(f"max_tokens {stage.max_tokens}: the student takes at most {recipe.student.max_tokens}")
     start = recipe.student.start
@@ -229,7 +232,7 @@ def unread_instructions(texts: Texts, template: Template) -> str:
 
 def check_student(stages: Sequence[Stage], student: Student, inputs: Inputs) -> None:
     """The student must fit what the stages ask of it: instructions and texts within the shortest cut of the run,
-    Matryoshka widths below its own, and without a projection a match of equal widths.
+    Matryoshka widths below its own, without a projection a match of equal widths, and something to train in each.
 
     Raises:
         ValueError: it does not.
@@ -246,3 +249,4 @@ def check_student(stages: Sequence[Stage], student: Student, inputs: Inputs) -> 
         if teacher_width:  # 0: foreseen, of a teacher who does not say
             check_matched(stages, embedder.width, teacher_width)
     check_widths(stages, embedder.width)
+    check_frozen(stages, student)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, PreTrainedConfig
 
 from embedding.embedder import Embedder
 from train.recipe import PrunedStudent
@@ -39,7 +39,7 @@ def importance(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
 
         return note
 
-    _ = embedder.causal, embedder.packs_alike  # found out by passes of their own, which must not be counted
+    _ = embedder.causal, embedder.packs  # found out by passes of their own, which must not be counted
     hooks = [layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
         # one text at a time: padding would count as tokens
@@ -89,9 +89,7 @@ def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
         ValueError: a layer has other parts in the place that it is to move to (the first of ModernBERT has no norm).
     """
     config = type(source.backbone.config).from_dict(source.backbone.config.to_dict())
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in layers]
+    keep_layers(config, layers)
     backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     place = {layer: position for position, layer in enumerate(layers)}
     state: dict[str, Tensor] = {}
@@ -112,7 +110,7 @@ def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
         )
     return Embedder(
         backbone,
-        AutoTokenizer.from_pretrained(source.tokenizer.name_or_path),
+        deepcopy(source.tokenizer),
         source.pooling,
         max_tokens=source.max_tokens,
         template=source.template,
@@ -120,6 +118,15 @@ def pruned(source: Embedder, layers: Sequence[int]) -> Embedder:
         dense=[deepcopy(head).requires_grad_(True) for head in source.heads],  # a teacher's own are frozen
         normalize=source.normalize,
     )
+
+
+def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Make `config` that of a model with some of its layers: their number, and each list that has an entry for every
+    layer (`layer_types`; SmolLM3's `no_rope_layers`, which nothing else would tell)."""
+    for name, value in config.to_dict().items():
+        if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, name, [value[layer] for layer in layers])
+    config.num_hidden_layers = len(layers)
 
 
 def _layers(embedder: Embedder) -> int:

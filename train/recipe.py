@@ -230,7 +230,8 @@ class TrackingConfig(Config):
 
 
 class ComputeConfig(Config):
-    """How the step uses the machine; nothing here changes what is computed, up to rounding."""
+    """How the step uses the machine; nothing here changes what is computed, up to rounding and, with
+    `student.dropout`, to the masks that are drawn for each chunk."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on CUDA, fp32 elsewhere. Weights, similarities and losses are fp32 either way."""
@@ -287,7 +288,10 @@ class Recipe(Config):
             raise ValueError(f"stage names must differ, got {', '.join(names)}")
         for stage in stages:
             if (stage.steps is None) == (stage.epochs is None):
-                raise ValueError(f"stage {stage.name!r}: give either steps or epochs")
+                has = "neither" if stage.steps is None else f"steps {stage.steps} and epochs {stage.epochs:g}"
+                raise ValueError(
+                    f"stage {stage.name!r}: give either steps or epochs, got {has} (null takes back what a recipe has)"
+                )
             if stage.begin is not None and stage.begin not in names[: names.index(stage.name)]:
                 raise ValueError(f"stage {stage.name!r} begins from {stage.begin!r}, which is no earlier stage")
         return stages
@@ -327,3 +331,15 @@ class Recipe(Config):
         if weights and len(weights) != len(self.merge.of):
             raise ValueError(f"merge.weights: expected one for each of the {len(self.merge.of)} stages, got {weights}")
         return self
+
+    def check_ranks(self, ranks: int) -> None:
+        """Whether so many ranks can share the batches, which are the recipe's however many there are.
+
+        Raises:
+            ValueError: they do not divide the batch of a stage.
+        """
+        for stage in self.stages:
+            if stage.batch_size % ranks:
+                raise ValueError(
+                    f"stage {stage.name!r}: batch_size {stage.batch_size}: expected a multiple of the {ranks} ranks"
+                )

@@ -23,7 +23,7 @@ class SpikeConfig(Config):
     window: int = Field(default=100, ge=3)
     """Steps of the running median; it starts with each stage, whose losses have norms of their own."""
     warmup: int = Field(default=20, ge=1)
-    """Norms seen before the first step may be called a spike."""
+    """Norms seen before the first step may be called a spike; at most a whole window."""
     in_a_row: int = Field(default=5, ge=1)
     """After so many steps left out one after another a finite gradient is believed, and clipped as always; one that is
     not finite ends the training."""
@@ -42,7 +42,7 @@ class SpikeGuard:
     def skips(self, norm: float) -> bool:
         """Whether the step with this gradient norm is to be left out."""
         finite = math.isfinite(norm)
-        settled = len(self._norms) >= self._config.warmup
+        settled = len(self._norms) >= min(self._config.warmup, self._config.window)
         spike = not finite or (settled and norm > self._config.factor * median(self._norms))
         if spike and not (finite and self._in_a_row >= self._config.in_a_row):
             self._in_a_row += 1

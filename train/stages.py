@@ -1,4 +1,4 @@
-"""Stages of a run: what each begins from, what stays frozen in it, and its finished weights, which a rerun finds again.
+"""Stages of a run: what each begins from, and its finished weights, which a rerun finds again.
 
 The weights at the end of a stage lie in `stages/NAME` of the run's folder, with everything that made them: seed,
 student, data, and the settings of the stage and of all stages it began from. A later stage may be changed, or one
@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedding.files import differences, read_manifest
 from train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from train.losses import Match, Own
-from train.optim import is_token_embedding
 from train.plan import Inputs, StagePlan, checkpoint_identity
-from train.recipe import Frozen, Recipe, Stage
+from train.recipe import Recipe
 
 
 def origin(plans: Sequence[StagePlan], number: int) -> int | None:
@@ -38,6 +36,7 @@ def stage_identity(recipe: Recipe, inputs: Inputs, plans: Sequence[StagePlan], n
             break
         at = before
     made = {name: value for name, value in whole.items() if name not in ("stages", "merge")}
+    made["inputs"].pop("suite", None)  # decides after them
     return {**made, "stages": chain[::-1]}
 
 
@@ -56,31 +55,3 @@ def finished_stage(folder: Path, name: str, step: int, made_from: dict[str, Any]
         checkpoint, _ = newest_checkpoint(path, made_from, step)
         return None if checkpoint is None else checkpoint.model
     return None
-
-
-def part_of(name: str) -> Frozen:
-    """Which part of the student a parameter belongs to."""
-    if name.startswith("projection."):
-        return "projection"
-    return "embeddings" if is_token_embedding(name) else "layers"
-
-
-def frozen_in(stage: Stage) -> list[Frozen]:
-    """The parts that a stage does not train: those of its recipe, and the projection where no loss looks through it,
-    since DDP waits for the gradient of every parameter that has one coming."""
-    looks = any(isinstance(loss, Match | Own) for loss in stage.losses)
-    return [*stage.freeze, *(() if looks else ("projection",))]
-
-
-def freeze(student: nn.Module, frozen: Sequence[Frozen], trainable: frozenset[str]) -> None:
-    """Only the parts that a stage trains get gradients; of those, what the student trains at all (`trainable`).
-
-    Raises:
-        ValueError: nothing is left to train.
-    """
-    left = 0
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name in trainable and part_of(name) not in frozen)
-        left += parameter.requires_grad
-    if not left:
-        raise ValueError(f"freeze: {', '.join(frozen)} leaves nothing of the student to train")

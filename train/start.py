@@ -29,8 +29,11 @@ def set_start(student: Student, recipe: Recipe, plan: StagePlan, inputs: Inputs,
         if student.lower:
             first = _first_texts(plan, FOLD_TEXTS)
             others = np.setdiff1d(_first_texts(plan, LOOKED_AT), first)
-            rows = [inputs.tokens.ids(text) for text in [*first.tolist(), *others.tolist()]]
-            read = covering(rows, len(first), student.embedder.specials)
+            read = covering(
+                [student.embedder.cut(inputs.tokens.ids(text)) for text in first.tolist()],
+                [inputs.tokens.ids(text) for text in others.tolist()],
+                student.embedder.specials,
+            )
             held = fold(student.embedder, student.lower[0], read)
             say(
                 f"lower layers folded into the embeddings: {held:.0%} of their variance over {len(read):,} texts and "

@@ -199,7 +199,7 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
         )
         raise ValueError(
             f"stage {stage.name!r}, step {step}: the loss or gradient is not finite ({metrics}), {why}. Lower "
-            "learning_rate or raise warmup; the run resumes from its last checkpoint"
+            "learning_rate or raise warmup, which is another training: give it another `name`, or --restart"
         )
     metrics["skipped"] = state.guard.skipped
     metrics["lr"] = stage.learning_rate * (factor := learning_rate(stage, step, state.steps))

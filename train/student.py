@@ -222,10 +222,11 @@ def _set_dropout(backbone: PreTrainedModel, share: float) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", share)  # noqa: B010  # a number, which nn.Module's types do not know
+        for name in ("attention_dropout", "attn_dropout"):  # numbers, which nn.Module's types do not know
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, share)
     for name, value in backbone.config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in name):
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(backbone.config, name, share)
 
 

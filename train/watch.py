@@ -28,10 +28,13 @@ class Watch:
         accelerator: Accelerator,
         embedder: Embedder,
         evaluate: Evaluate | None,
+        judge: str = "",
     ) -> None:
-        """`embedder`: the student's, before anything wraps it; `steps`: of the whole training."""
+        """`embedder`: the student's, before anything wraps it; `steps`: of the whole training; `judge`: a digest of
+        what `evaluate` measures on."""
         self._tracking, self._steps, self._accelerator, self._embedder = tracking, steps, accelerator, embedder
         self._evaluate = evaluate if tracking.evaluate_every else None
+        self._judge = judge
         # A sharded model's own parts hold a share of the weights each: a whole one beside it is what can be asked.
         sharded = evaluate is not None and accelerator.is_fsdp2
         self._copy = copy.deepcopy(embedder).cpu() if sharded else None
@@ -64,10 +67,18 @@ class Watch:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
-        return {"best": self._best, "worse": self._worse, "ended": self.ended, "means": self._means}
+        floor = self._tracking.floor  # what `best` goes by
+        found = {"best": self._best, "worse": self._worse, "ended": self.ended, "means": self._means}
+        return found | {"floor": floor, "judge": self._judge}
 
     def load(self, facts: dict[str, Any]) -> None:
-        """Go on from the facts of a checkpoint."""
+        """Go on from the facts of a checkpoint.
+
+        Raises:
+            ValueError: its scores are of another suite, and scores decide.
+        """
+        if self._tracking.decides and facts["judge"] not in ("", self._judge):
+            raise ValueError("the evaluations so far were of another suite; take it back, or train with --restart")
         best, self._worse, self.ended = facts["best"], facts["worse"], facts["ended"]
         self._best = (int(best[0]), float(best[1])) if best else None
         means = facts.get("means")
@@ -86,6 +97,7 @@ class Watch:
         tracker.evaluation(step, scores | {"eval/seconds": time.perf_counter() - begin})
         mean = scores.get("eval/mean")
         if mean is None:
+            tracker.say(f"step {step}: no mean of this evaluation, so nothing is decided by it: a task failed")
             return False
         self._means = (self._means[0] if self._means else mean, mean)
         if not step:

@@ -65,9 +65,9 @@ def test_left_right_and_packed_give_the_same_vectors(kind: str, students: dict[s
     rows = [row[:40] for row in student.tokenize(TEXTS, [""] * len(TEXTS))]
     with torch.no_grad():
         right = student(*pad(rows, 0, "right"))
-        others = [student(*pad(rows, 0, "left")), student._padded(rows), student.embed_rows(rows)]
+        others = [student(*pad(rows, 0, "left")), student.padded(rows), student.embed_rows(rows)]
         if kind != "mpnet":  # it has its own attention, which knows nothing of packed rows
-            others.append(student._packed(rows))
+            others.append(student.packed(rows))
     assert student.packs == (kind != "mpnet")
     for other in others:
         assert torch.allclose(right, other, atol=2e-6)
@@ -116,7 +116,15 @@ PACKING = {
     "modernbert": {"local_attention": 16},
     "qwen2": WINDOW | {"num_key_value_heads": 2, "use_sliding_window": True, "max_window_layers": 1},
 }
-PADDED = {"deberta-v2": {}, "gemma2": WINDOW | {"attn_logit_softcapping": 5.0}, "mobilebert": {}}
+PADDED = {
+    "deberta-v2": {},
+    "gemma2": WINDOW | {"attn_logit_softcapping": 5.0},
+    "mobilebert": {},
+    # its window is in the mask alone: short texts are alike, long ones are not
+    "qwen2_moe": WINDOW
+    | {"use_sliding_window": True, "max_window_layers": 1, "num_key_value_heads": 2}
+    | {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+}
 
 
 def made(kind: str, **shape: Any) -> Embedder:
@@ -136,8 +144,50 @@ def test_chunks_run_packed_just_where_that_changes_no_vector(kind: str) -> None:
     rows = [random.integers(1000, 20000, length).astype(np.int32) for length in (17, 40, 3, 30, 29, 1)]
     assert embedder.packs == (kind in PACKING)
     with torch.no_grad():
-        vectors_ND = embedder._packed(rows) if embedder.packs else embedder.embed_rows(rows)
-        torch.testing.assert_close(vectors_ND, embedder._padded(rows), atol=2e-6, rtol=0)
+        vectors_ND = embedder.packed(rows) if embedder.packs else embedder.embed_rows(rows)
+        torch.testing.assert_close(vectors_ND, embedder.padded(rows), atol=2e-6, rtol=0)
+
+
+def test_a_full_device_is_no_reason_to_run_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = made("llama", num_key_value_heads=2)
+
+    def full(rows: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(embedder, "packed", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        _ = embedder.packs
+
+
+def test_gpt2_has_a_table_of_positions() -> None:
+    assert made("gpt2", n_embd=48, n_layer=2, n_head=4, n_positions=100).position_limit == 100
+
+
+def test_a_folder_that_lower_cases_first_does_so_here_and_in_what_is_saved(
+    teacher: Embedder, saved: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(saved["roberta"], tmp_path / "cased")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cased")
+    tokenizer.backend_tokenizer.normalizer = None
+    tokenizer.save_pretrained(tmp_path / "cased")
+    settings = tmp_path / "cased" / "sentence_bert_config.json"
+    write_json(settings, read_json(settings) | {"do_lower_case": True})
+    lower = Embedder.from_pretrained(tmp_path / "cased")
+    lower.save_pretrained(tmp_path / "again")
+    for folder in ("cased", "again"):
+        ids = Embedder.from_pretrained(tmp_path / folder).tokenize(["A Hawk", "a hawk"], ["", ""])
+        assert ids[0].tolist() == ids[1].tolist()
+        theirs = SentenceTransformer(str(tmp_path / folder)).tokenizer(["A Hawk"])["input_ids"]
+        assert theirs[0] == ids[0].tolist()
+
+
+def test_a_head_behind_the_norm_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(saved["roberta"], tmp_path / "odd")
+    modules = read_json(tmp_path / "odd" / "modules.json")
+    dense = {"idx": len(modules), "name": "x", "path": "x", "type": "sentence_transformers.models.Dense"}
+    write_json(tmp_path / "odd" / "modules.json", [*modules, dense])
+    with pytest.raises(ValueError, match="a Dense module after Normalize"):
+        Embedder.from_pretrained(tmp_path / "odd")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "mpnet"])
@@ -166,7 +216,7 @@ def test_dropout_of_attention_is_drawn_anew_and_right_on_average() -> None:
 def test_the_teacher_packed_equals_padded(teacher: Embedder) -> None:
     rows = [row[:200] for row in teacher.tokenize(TEXTS, [""] * len(TEXTS))]
     with torch.no_grad():
-        assert torch.allclose(teacher._packed(rows), teacher._padded(rows), atol=2e-6)
+        assert torch.allclose(teacher.packed(rows), teacher.padded(rows), atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3", "roberta"])
@@ -184,7 +234,7 @@ def test_packed_and_recomputed_layers_have_the_gradients_of_padded_ones(kind: st
             options = {"use_reentrant": False, "context_fn": recomputed_alike(student.backbone)}
             student.backbone.gradient_checkpointing_enable(options)
         rows = [row[:40] for row in student.tokenize(TEXTS, [""] * len(TEXTS))]
-        vectors_ND = student._packed(rows) if packed else student._padded(rows)
+        vectors_ND = student.packed(rows) if packed else student.padded(rows)
         vectors_ND.square().sum(dim=0).cos().sum().backward()
         return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
@@ -221,10 +271,10 @@ def test_a_sliding_window_really_slides(students: dict[str, Embedder]) -> None:
     windows = [layer.self_attn.sliding_window for layer in student.backbone.layers]  # type: ignore[union-attr]
     assert windows == [8, None, 8]
     with torch.no_grad():
-        narrow = student._packed(rows)
+        narrow = student.packed(rows)
         for layer in student.backbone.layers:  # type: ignore[union-attr]
             layer.self_attn.sliding_window = None
-        wide = student._packed(rows)
+        wide = student.packed(rows)
         for layer, window in zip(student.backbone.layers, windows, strict=True):  # type: ignore[arg-type]
             layer.self_attn.sliding_window = window
     assert not torch.allclose(narrow, wide, atol=1e-4)

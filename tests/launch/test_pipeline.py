@@ -182,11 +182,13 @@ def test_a_restart_that_is_killed_before_its_first_checkpoint_does_not_end_with_
     assert "stage match: skipped" not in again.output
 
 
-def test_a_refused_restart_leaves_the_finished_run_as_it_was(finished: Path) -> None:
+@pytest.mark.parametrize("change", ["stages.0.batch_size=5000", "stages.0.losses=[{kind: match, widths: [9999]}]"])
+def test_a_refused_restart_leaves_the_finished_run_as_it_was(finished: Path, change: str) -> None:
     before = contents(RUN / "checkpoints"), contents(RUN / "steps")
-    result = eyas("train", "mine.yaml", "--restart", "stages.0.batch_size=5000")
+    result = eyas("train", "mine.yaml", "--restart", change)
     assert result.exit_code == 2, result.output
     assert (contents(RUN / "checkpoints"), contents(RUN / "steps")) == before
+    assert not RUN.with_name("tiny.1").exists()
 
 
 def test_times_of_a_finished_run_stay_until_it_is_trained_again(finished: Path) -> None:
@@ -340,6 +342,33 @@ def test_the_best_checkpoint_is_exported_where_the_recipe_asks(finished: Path) -
     last = eyas("train", "mine.yaml", *changes)
     assert last.exit_code == 0, last.output
     assert read_json(Path("runs/best/steps/export.json"))["result"]["step"] == 4
+
+
+def test_what_was_chosen_by_one_rule_is_not_taken_for_another_s(finished: Path) -> None:
+    words = ["mine.yaml", "name=chosen", "stages.0.steps=4", "tracking.evaluate_every=1"]
+    assert eyas("train", *words, "tracking.export=best").exit_code == 0
+    for other in (["tracking.floor=0.1"], ["tracking.export=best", "suite.max_rows=9"]):
+        result = eyas("train", *words, *other)
+        assert result.exit_code == 2, result.output
+        assert "was kept by another rule than there is now" in " ".join(result.stderr.split())
+    again = eyas("train", *words, "tracking.export=best", "suite.max_rows=9", "--restart")
+    assert again.exit_code == 0, again.output
+
+
+def test_a_suite_that_cannot_be_scored_is_found_before_a_training_that_goes_by_it(finished: Path) -> None:
+    words = ["mine.yaml", "name=typo", "tracking.evaluate_every=1", "tracking.floor=0.9", "suite.tasks=[retreival/*]"]
+    result = eyas("train", *words)
+    assert result.exit_code == 2, result.output
+    assert "retreival" in result.stderr
+    assert not Path("runs/typo/checkpoints").exists()
+
+
+def test_what_only_the_export_asks_for_trains_nothing_again(finished: Path) -> None:
+    words = ["mine.yaml", "name=kept", "student.projection=learned"]
+    assert eyas("train", *words).exit_code == 0
+    result = eyas("train", *words, "student.keep_projection=true")
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == ["prepare", "embed", "tokenize", "train"]
 
 
 def test_a_part_of_each_task_is_evaluated_while_training(finished: Path) -> None:

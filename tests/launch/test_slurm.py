@@ -68,6 +68,14 @@ def test_embedding_on_slurm_is_an_array_of_single_processes(finished: Path) -> N
     assert "WORLD_SIZE" not in embed, "tasks of the array know nothing of each other"
 
 
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_submitted(finished: Path) -> None:
+    for command in ("train", "run"):
+        result = eyas(command, "mine.yaml", "name=new", "--on", "slurm", "--nodes", "3", "--gpus", "7", "--dry-run")
+        assert result.exit_code == 2, result.output
+        assert "expected a multiple of the 21 ranks" in " ".join(result.stderr.split())
+    assert not Path("runs/new").exists()
+
+
 @pytest.mark.parametrize(
     "words", [("train", "mine.yaml", "name=new"), ("ablate", "study.yaml")], ids=["train", "ablate"]
 )

@@ -120,6 +120,21 @@ def test_groups_are_kept_and_a_second_group_is_excluded_pair_by_pair(
     assert not masked[name.index("a"), batch.positive_B[name.index("d")]]
 
 
+def test_a_negative_of_one_row_is_none_for_the_rows_of_its_own_group(
+    teacher: Embedder, student_config: StudentConfig
+) -> None:
+    rows = [Row("a", ["x"], ["other"], group=0), Row("b", ["y"], ["x2"], group=1), Row("c", ["x2"], [], group=0)]
+    inputs = make_inputs(rows, teacher, student_config)
+    asked = sampler(inputs, batch_size=2)
+    batch = next(b for b in map(asked.batch, range(9)) if {words(inputs, b, int(q)) for q in b.query_B} == {"a", "b"})
+    name = [words(inputs, batch, int(q)) for q in batch.query_B]
+    document = [words(inputs, batch, int(k)) for k in batch.document_K]
+    same = batch.query_group_B[:, None] == batch.document_group_K[None]
+    assert same[name.index("a"), document.index("x2")], "c, which is not in the batch, says that x2 is of a's group"
+    assert not same[name.index("b"), document.index("x2")], "b's own negative stays"
+    assert batch.document_group_K[document.index("other")] == -1
+
+
 def test_single_texts_are_queries_without_a_positive(teacher: Embedder, student_config: StudentConfig) -> None:
     batch = small(teacher, student_config, [Row("alone", [], []), Row("q", ["d"], []), Row("also alone", [], [])])
     assert len(batch.query_B) == 1

@@ -70,17 +70,24 @@ def test_pieces_around_rare_tokens_are_read_of_the_shortest_texts(monkeypatch: p
 
     rows = [row(5, 2), row(40, 3, 30), row(60, 7, 30), row(10, 7), row(14, 7), row(7, 8), row(9, 1), row(50, 3, 2)]
     # of the three texts with 7 the two shortest; 8 stands in a short text alone; 1 has been seen often; 3 once
-    first, second, seven, again, three = covering(rows, 2, AROUND)
+    first, second, seven, again, three = covering(rows[:2], rows[2:], AROUND)
     for found, whole in ((first, rows[0]), (second, rows[1]), (seven, rows[3]), (again, rows[4])):
         assert found.tolist() == whole.tolist()
     assert three.tolist() == [0, 1, 3, *[1] * 14, 9], "of a longer text a piece, between the special tokens"
     last = np.array([0, *range(100, 150), 9])
-    pieces = covering([rows[0], last], 1, AROUND)[1:]
+    pieces = covering([rows[0]], [last], AROUND)[1:]
     assert all(len(piece) == 18 and piece[0] == 0 and piece[-1] == 9 for piece in pieces)
     assert set(np.concatenate(pieces)) == set(last), "every token of a text of rare ones"
     monkeypatch.setattr(folding, "MOST_TEXTS", 3)
-    assert len(covering(rows, 2, AROUND)) == 3
-    assert covering([], 2, AROUND) == []
+    assert len(covering(rows[:2], rows[2:], AROUND)) == 3
+    assert covering([], [], AROUND) == []
+
+
+def test_what_is_read_twice_of_one_place_counts_once() -> None:
+    row = np.array([0, *[1] * 30, 5, *[1] * 15, 6, 1, 1, 9])
+    pieces = covering([np.array([0, *[1] * 9, 9])], [row, row], AROUND)[1:]
+    around_five = [piece for piece in pieces if 5 in piece]
+    assert len(around_five) >= 2, "the second row has it too: two places, whatever the pieces share"
 
 
 def test_tables_are_the_least_squares_fit(teacher: Embedder, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

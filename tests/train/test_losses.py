@@ -435,6 +435,34 @@ def test_cosent_is_that_of_sentence_transformers() -> None:
     assert loss_part(loss_of("cosent", {}), views).item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
+def test_cosent_at_a_large_scale_has_the_reference_s_gradient() -> None:
+    x_G = torch.tensor([0.05, 0.95, 0.5, 0.9], requires_grad=True)
+    views, _, _ = views_of(example())
+    pairs = torch.nn.functional.normalize(torch.stack([x_G, (1 - x_G**2).sqrt()], dim=1), dim=1)
+    text_ND = torch.cat([torch.tensor([[1.0, 0.0]]), pairs])
+    graded = torch.tensor([[0, at] for at in range(1, 5)])
+    loss = loss_of("cosent", {"scale": 100.0})
+    views = replace(
+        views, text_ND=text_ND, graded_G2=graded, score_G=torch.tensor([1.0, 2.0, 3.0, 4.0]), rank=0, ranks=1
+    )
+    loss_part(loss, views).backward()
+    found = x_G.grad
+    exact = x_G.detach().double().requires_grad_()
+    terms = [100 * (exact[low] - exact[high]) for low in range(4) for high in range(low + 1, 4)]
+    torch.logsumexp(torch.stack([torch.zeros((), dtype=torch.float64), *terms]), 0).backward()
+    torch.testing.assert_close(found.double(), exact.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_what_an_own_loss_is_made_from_is_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_pulls.py").write_text("def pull(views):\n    return views.text_ND.sum()\n")
+    own = loss_of("own", {"function": "my_pulls:pull"})
+    before = own.source()
+    assert before == own.source() != ""
+    (tmp_path / "my_pulls.py").write_text("def pull(views):\n    return 2 * views.text_ND.sum()\n")
+    assert own.source() != before
+
+
 def test_an_own_loss_by_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("somebodys_losses")
     module.push = lambda views, by: by * views.text_ND[views.rows].sum()  # type: ignore[attr-defined]

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from embedding.embedder import Embedder
+from train.frozen import freeze
 from train.losses import Match
 from train.optim import build_optimizer, learning_rate, set_learning_rate
 from train.recipe import Stage, StudentConfig
-from train.stages import freeze
 from train.student import build_student
 
 

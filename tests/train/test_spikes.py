@@ -28,6 +28,11 @@ def test_a_new_level_is_believed_after_a_while() -> None:
     assert not guard.exhausted
 
 
+def test_a_window_shorter_than_the_warmup_is_enough() -> None:
+    guard = SpikeGuard(SpikeConfig(window=3))
+    assert judged([1.0, 1.0, 1.0, 99.0], guard) == [False, False, False, True]
+
+
 def test_a_resumed_guard_decides_alike() -> None:
     norms = [1.0, 1.2, 0.9, 7.0, 1.0, 8.0, 1.1]
     config = SpikeConfig(factor=5, warmup=3)

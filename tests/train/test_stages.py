@@ -13,13 +13,13 @@ from embedding.embedder import Embedder
 from embedding.instruction import Template
 from eval.ranks import Ranks
 from train.checkpoint import newest_checkpoint
+from train.frozen import frozen_in
 from train.loop import train
 from train.losses import InfoNCE, Match
 from train.merge import slerp_of
 from train.plan import Inputs, checkpoint_identity
 from train.recipe import ComputeConfig, MergeConfig, PrunedStudent, Recipe, Stage, StudentConfig, TrackingConfig
 from train.spikes import SpikeConfig
-from train.stages import frozen_in
 from train.student import Student, build_student
 from train.views import Ramp
 
@@ -129,13 +129,14 @@ def test_weights_whose_last_checkpoint_was_never_written_become_it(
         assert same(last.model, weights(rerun))
         assert same(last.model, weights(student)) == (len(left) == 2)
 
-    # where evaluations decide, the last stage runs again: they went with the checkpoints
+    # where evaluations decide, every stage runs again: what they found went with the checkpoints
     shutil.rmtree(tmp_path / "checkpoints")
     deciding = make_recipe(
         student_config, first, second, tracking=TrackingConfig(checkpoint_every=1, evaluate_every=1, export="best")
     )
-    report = train(deciding, student, inputs, tmp_path, evaluate=lambda model, ranks: {"eval/mean": 0.5})
-    assert (report.steps, report.resumed_from) == (2, 2)
+    again = build_student(student_config, teacher, 0)
+    report = train(deciding, again, inputs, tmp_path, evaluate=lambda model, ranks: {"eval/mean": 0.5})
+    assert (report.steps, report.resumed_from) == (4, 0)
 
 
 def test_a_rerun_of_a_later_stage_is_measured_from_the_same_start(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2Model, SmolLM3Config
 
 from data_prep.teacher import TeacherConfig, load_teacher
 from embedding.dense import Dense
@@ -13,7 +14,7 @@ from embedding.tokens import cut
 from train.lora import add_adapters
 from train.losses import Match
 from train.plan import Inputs
-from train.pruning import importance, spaced
+from train.pruning import importance, keep_layers, spaced
 from train.recipe import BuiltStudent, Lora, PretrainedStudent, PrunedStudent, StudentConfig
 from train.student import Student, build_student, finished, pca_projection, token_embeddings
 
@@ -229,6 +230,25 @@ def test_a_pruned_student_keeps_its_source_s_heads_and_takes_the_recipe_s_poolin
     teacher.tokenizer.save_pretrained(tmp_path / "plain")
     config = StudentConfig(start=PrunedStudent(model=str(tmp_path / "plain"), keep=2), pooling="last", max_tokens=64)
     assert build_student(config, teacher, 0).embedder.pooling == "last"
+
+
+def test_lists_with_an_entry_for_each_layer_lose_those_of_the_layers_left_out() -> None:
+    config = SmolLM3Config(num_hidden_layers=8, hidden_size=32, eos_token_id=[1, 2])
+    assert config.no_rope_layers == [1, 1, 1, 0, 1, 1, 1, 0]
+    keep_layers(config, [3, 4, 7])
+    assert (config.num_hidden_layers, config.no_rope_layers, config.eos_token_id) == (3, [0, 1, 0], [1, 2])
+    assert len(config.layer_types) == 3
+
+
+def test_the_dropout_of_a_gpt2_is_the_recipe_s_everywhere(teacher: Embedder, tmp_path: Path) -> None:
+    GPT2Model(GPT2Config(vocab_size=30522, n_embd=48, n_layer=2, n_head=4)).save_pretrained(tmp_path / "gpt2")
+    teacher.tokenizer.save_pretrained(tmp_path / "gpt2")
+    start = PretrainedStudent(model=str(tmp_path / "gpt2"))
+    config = StudentConfig(start=start, pooling="last", max_tokens=64, dropout=0.3)
+    made = build_student(config, teacher, 0).embedder.backbone.config
+    assert {made.attn_pdrop, made.resid_pdrop, made.embd_pdrop} == {0.3}
+    once, again = states(0.0, config, teacher)
+    assert torch.equal(once, again)
 
 
 def test_a_map_from_the_teacher_to_the_student_is_refused_with_the_reason() -> None:
