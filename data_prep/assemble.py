@@ -35,11 +35,12 @@ FATES = ("", "duplicate", "near-duplicate", "held out", "repeats a held-out text
 
 
 class Pair(NamedTuple):
-    """A held-out pair: what is asked, its document, and how close they are (None: not graded)."""
+    """A held-out pair: what is asked, its document, how close they are (None: not graded), and its instruction."""
 
     query: str
     document: str
     score: float | None
+    instruction: str
 
 
 class Assembly:
@@ -108,10 +109,10 @@ class Spill:
             mine = rows[borders[number] : borders[number + 1]] - self._starts[number]
             yield self._reader.get_batch(number).take(pa.array(mine))
 
-    def texts(self, rows: np.ndarray) -> list[str]:
-        """The texts of rows in any order."""
+    def texts(self, rows: np.ndarray, column: str = "text") -> list[str]:
+        """The texts, or what another column holds, of rows in any order."""
         distinct, place = np.unique(rows, return_inverse=True)
-        found = [text for batch in self.take(distinct) for text in batch.column("text").to_pylist()]
+        found = [value for batch in self.take(distinct) for value in batch.column(column).to_pylist()]
         return [found[i] for i in place.tolist()]
 
 
@@ -123,6 +124,8 @@ class Selection:
         self.spill = Spill(assembly.folder / "texts.arrow")
         self.sources_M = np.asarray(assembly.sources, dtype=np.int32)
         self.digests_T = np.asarray(assembly.digests, dtype=np.uint64)
+        self.near_digests_T = self.digests_T
+        """Of the text that each is a near-duplicate of; of all others their own."""
         self.units_M = np.asarray(assembly.units, dtype=np.uint64)
         self.fate_M = np.zeros(len(self.sources_M), dtype=np.int8)
         self.of_M = np.full(len(self.sources_M), -1, dtype=np.int64)
@@ -156,7 +159,7 @@ class Selection:
     def drop_near_duplicates(self, threshold: float, compared: np.ndarray) -> dict[str, int]:
         """Drop every example whose query and positives are each nearly an earlier example's; returns what was found.
 
-        Texts that are near each other also share a digest from then on, so that what is held out keeps its
+        Texts that are near each other share a near digest from then on, so that what is held out keeps its
         near-duplicates from training too. Texts whose numbers differ are not near each other: `chapter 3`, `chapter 4`.
 
         Args:
@@ -180,11 +183,11 @@ class Selection:
         hash_M = _mix(near_T[self.queries_M], 0) + _sum_of_hashes(positives, 1)
         self._drop_repeats(hash_M, NEAR_DUPLICATE, compared_M)
         ungrouped = np.asarray(self.assembly.groups) < 0
-        self.digests_T = self.digests_T[near_T[self.first_T]]
+        self.near_digests_T = self.digests_T[near_T[self.first_T]]
         answers_M = self.queries_M.copy()
         some = self.positives.counts > 0
         answers_M[some] = self.positives.values[self.positives.offsets[:-1][some]]
-        self.units_M = np.where(ungrouped, self.digests_T[answers_M], self.units_M)
+        self.units_M = np.where(ungrouped, self.near_digests_T[answers_M], self.units_M)
         return {
             "candidate pairs": len(pairs),
             "near pairs": len(close),
@@ -209,11 +212,13 @@ class Selection:
             return []  # one unit is most of the source, such as its only document
         self.fate_M[chosen] = HELD
         held = self.positives.take(chosen)
-        asked = self.spill.texts(np.repeat(self.queries_M[chosen], held.counts))
+        queries = np.repeat(self.queries_M[chosen], held.counts)
+        asked, instructions = self.spill.texts(queries), self.spill.texts(queries, "task")
         scores = np.repeat(np.asarray(self.assembly.scores)[chosen], held.counts).tolist()
+        found = zip(asked, self.spill.texts(held.values), scores, instructions, strict=True)
         return [
-            Pair(query, document, None if np.isnan(score) else score)
-            for query, document, score in zip(asked, self.spill.texts(held.values), scores, strict=True)
+            Pair(query, document, None if np.isnan(score) else score, instruction)
+            for query, document, score, instruction in found
         ]
 
     def digests_of_held(self) -> set[int]:
@@ -223,9 +228,11 @@ class Selection:
         return set(self.digests_T[texts].tolist())
 
     def protect(self, digests: set[int]) -> int:
-        """Keep every text with one of these digests out of training: a row whose query or positive it is goes, of
-        negatives only the text itself. Returns how many negatives went."""
+        """Keep every text with one of these digests out of training, and its near-duplicates with it: a row whose query
+        or positive it is goes, of negatives only the text itself. Returns how many negatives went."""
         forbidden_T = np.isin(self.digests_T, np.fromiter(digests, dtype=np.uint64, count=len(digests)))
+        # By the near digest alone a text would stay that is not compared, or has another representative than its equal.
+        forbidden_T |= np.isin(self.near_digests_T, self.near_digests_T[forbidden_T])
         spoilt_M = forbidden_T[self.queries_M]
         spoilt_M[self.positives.owners[forbidden_T[self.positives.values]]] = True
         self.fate_M[spoilt_M & self.kept_M] = SPOILT

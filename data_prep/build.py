@@ -28,9 +28,9 @@ from data_prep.readers import hub_commit
 from data_prep.rows import Numbered, Row, Tally
 from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, numbered_rows
 from embedding.config import Config
-from embedding.files import new_folder, read_manifest, sha256_file, write_manifest
+from embedding.files import fingerprint, new_folder, read_manifest, sha256_file, write_manifest
 
-FORMAT = 6
+FORMAT = 7
 """Raised when the same sources would give other tables; part of the fingerprint."""
 SHORT = "short texts that equal an evaluation text"
 """Fact of a source: how many of its texts stay for being short (`DecontaminationConfig.least_chars`)."""
@@ -121,9 +121,9 @@ def prepare(
     """
     made_from = data_fingerprint(config, evaluation)
     manifest = read_manifest(out)
-    if manifest is not None and manifest["made_from"] == made_from:
+    if manifest is not None and manifest["fingerprint"] == fingerprint(made_from):
         return dict(manifest["summary"])
-    with new_folder(out) as folder:
+    with new_folder(out, made_from) as folder:
         summary = _build(config, folder, progress, evaluation, workers)
         write_manifest(folder, made_from, summary=summary)
     return summary
@@ -183,7 +183,7 @@ def _build(
         )
     texts, examples = selection.write(folder, names)
     write_fates(folder, selection, names)
-    heldout = _write_heldout(folder / "heldout", config, pairs, intake.docstrings)
+    tasks = _write_heldout(folder / "heldout", config, pairs, intake.docstrings)
     shutil.rmtree(work)
     return {
         "texts": texts,
@@ -195,7 +195,8 @@ def _build(
         "evaluation texts": evaluated,
         "left out for their licence": [source.title() for source in config.sources if source not in sources],
         "samples": dict(drops.samples),
-        "heldout": heldout,
+        "heldout": {name: task.rows for name, task in tasks.items()},
+        "held-out pairs with another instruction": {name: task.others for name, task in tasks.items() if task.others},
         "sources": dict(zip(names, parts, strict=True)),
     }
 
@@ -283,16 +284,16 @@ def _write_heldout(
     config: DataConfig,
     pairs: dict[str, list[Pair]],
     docstrings: dict[str, list[Docstring]],
-) -> dict[str, int]:
-    """Write the evaluation data; return the rows of each task by `kind/NAME`."""
+) -> dict[str, Task]:
+    """Write the evaluation data; return the tasks by `kind/NAME`."""
     folder.mkdir()
     tasks: dict[str, Task] = {}
     for source in config.used():
-        name, instruction, queries = source.title(), source.instruction, config.heldout.queries
+        name, queries = source.title(), config.heldout.queries
         if name in docstrings:
-            written = write_docstring_tasks(folder, name, docstrings[name], instruction, queries)
+            written = write_docstring_tasks(folder, name, docstrings[name], source.instruction, queries)
         else:
-            written = write_pair_tasks(folder, name, pairs.get(name, []), instruction, queries)
+            written = write_pair_tasks(folder, name, pairs.get(name, []), queries)
         tasks |= {f"{kind}/{name}": task for kind, task in written.items()}
     write_instructions(folder, {name: task.instruction for name, task in tasks.items()})
-    return {name: task.rows for name, task in tasks.items()}
+    return tasks

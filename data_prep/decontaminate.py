@@ -35,8 +35,10 @@ MOST_ROWS = 64
 """Evaluation texts remembered of one run: what stands in more of them is a set phrase."""
 _EXACT, _RUNS, _NEAR = "exact", "in long runs", "nearly"
 SHOWN_CHARS = 80
-_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xAC00, 0xD7AF))
-"""Thai and Lao, Burmese, Khmer, kana, Chinese characters, Hangul (unicode.org/charts)."""
+UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))
+"""Scripts without spaces: Thai and Lao, Burmese, Khmer, kana, Chinese characters (unicode.org/charts)."""
+_DENSE = (*UNSPACED, (0xAC00, 0xD7AF))
+"""Scripts where a character says more: those, and Hangul."""
 
 
 class DecontaminationConfig(Config):
@@ -203,8 +205,8 @@ class EvaluationIndex:
 def _is_short(normal: str, least: int) -> bool:
     if len(normal) >= least:
         return False
-    unspaced = sum(any(low <= code <= high for low, high in _UNSPACED) for code in map(ord, normal))
-    return len(normal) + unspaced < least
+    dense = sum(any(low <= code <= high for low, high in _DENSE) for code in map(ord, normal))
+    return len(normal) + dense < least
 
 
 def text_runs(normal: Sequence[str], stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -217,10 +219,10 @@ def text_runs(normal: Sequence[str], stride: int = 1) -> tuple[np.ndarray, np.nd
     if not len(codes.codes):
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     owner = np.repeat(np.arange(len(normal)), codes.ends_N - codes.starts_N)
-    unspaced = np.zeros(len(codes.codes), dtype=bool)
-    for low, high in _UNSPACED:
-        unspaced |= (codes.codes >= low) & (codes.codes <= high)
-    before = np.append(np.int32(0), np.cumsum(unspaced, dtype=np.int32))
+    dense = np.zeros(len(codes.codes), dtype=bool)
+    for low, high in _DENSE:
+        dense |= (codes.codes >= low) & (codes.codes <= high)
+    before = np.append(np.int32(0), np.cumsum(dense, dtype=np.int32))
     left = codes.ends_N[owner] - np.arange(len(owner))
     hashes, owners = [], []
     for length, short in ((RUN, False), (SHORT_RUN, True)):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data_prep.clean import order
+from data_prep.decontaminate import UNSPACED
 from data_prep.docstrings import split_docstring
 
 Pairing = Literal["heading", "title", "context", "docstring"]
@@ -22,7 +23,8 @@ READ = PLAIN | MARKDOWN | HTML | PYTHON
 OTHER_KIND = "a file of a kind that is not read"
 """Why any other file of a folder is dropped."""
 PASSAGE_WORDS = 200
-"""Words of a passage, at most: a longer section is cut at the end of a sentence."""
+"""Words of a passage, at most: a longer section is cut at the end of a sentence. Here and below two characters of a
+script without spaces count as a word."""
 FEWEST_WORDS = 8
 """A shorter passage says too little to be found by."""
 FEWEST_SENTENCES = 3
@@ -31,6 +33,10 @@ KEPT = 10
 """Of one pair in so many, the sentence also stays in its context, so that equal words count too (Lee et al. 2019,
 arXiv:1906.00300: 90 % are taken out)."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^a-z])|(?<=[。！？])")
+_WIDE_STOPS = ("。", "！", "？")
+"""Behind them stands no space."""
+_RANGES = "".join(f"{chr(low)}-{chr(high)}" for low, high in UNSPACED)
+_WORD = re.compile(rf"[{_RANGES}]{{1,2}}[^\w\s]*|[^\s{_RANGES}]+")
 _GAPS = re.compile(r"\s+")
 
 
@@ -93,7 +99,7 @@ def read_document(path: Path, text: str) -> Document:
     paragraphs = [_flat(part) for part in re.split(r"\n\s*\n", text)]
     paragraphs = [part for part in paragraphs if part]
     # A first paragraph that is short and no sentence is what people write as a title.
-    titled = len(paragraphs) > 1 and len(paragraphs[0].split()) <= 15 and paragraphs[0][-1] not in ".!?:;,"
+    titled = len(paragraphs) > 1 and _words(paragraphs[0]) <= 15 and paragraphs[0][-1] not in ".!?:;,。！？：；，、"
     title = paragraphs[0] if titled else ""
     return Document(title, [Section((), " ".join(paragraphs[titled:]))])
 
@@ -103,23 +109,34 @@ def passages(text: str) -> Iterator[str]:
     held: list[str] = []
     words = 0
     for sentence in sentences(text):
-        size = len(sentence.split())
+        size = _words(sentence)
         if held and words + size > PASSAGE_WORDS:
-            yield " ".join(held)
+            yield _joined(held)
             held, words = [], 0
         held.append(sentence)
         words += size
     if words >= FEWEST_WORDS:
-        yield " ".join(held)
+        yield _joined(held)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text: a full stop and white space before anything but a small letter ends one."""
+    """The sentences of a text: a full stop and white space before anything but a small letter ends one, and so does a
+    full stop of Chinese or Japanese whatever follows."""
     return [part for part in (_flat(part) for part in _SENTENCE.split(text)) if part]
 
 
+def _words(text: str) -> int:
+    """How long a text is: the parts between spaces, and of a script without them every two characters."""
+    return len(_WORD.findall(text))
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Sentences as one text."""
+    return "".join(part if part.endswith(_WIDE_STOPS) else f"{part} " for part in parts).rstrip()
+
+
 def _pair(query: str, positive: str, where: str) -> Iterator[Found]:
-    if len(positive.split()) >= FEWEST_WORDS and query != positive:
+    if _words(positive) >= FEWEST_WORDS and query != positive:
         yield Found(query, positive, where)
 
 
@@ -131,8 +148,8 @@ def _context(passage: str, where: str) -> Iterator[Found]:
     chance = order(0, passage)
     taken = chance % len(parts)
     rest = parts if chance // len(parts) % KEPT == 0 else parts[:taken] + parts[taken + 1 :]
-    if len(parts[taken].split()) >= FEWEST_WORDS // 2:
-        yield from _pair(parts[taken], " ".join(rest), f"{where}, sentence {taken + 1}")
+    if _words(parts[taken]) >= FEWEST_WORDS // 2:
+        yield from _pair(parts[taken], _joined(rest), f"{where}, sentence {taken + 1}")
 
 
 def _docstrings(text: str) -> Iterator[Found]:

@@ -65,10 +65,13 @@ class Task(NamedTuple):
 
     rows: int
     instruction: str = ""
+    others: int = 0
+    """Held-out pairs that have another instruction, or none: a task has one for all its queries."""
 
 
-def write_pair_tasks(folder: Path, name: str, pairs: Sequence[Pair], instruction: str, queries: int) -> dict[str, Task]:
+def write_pair_tasks(folder: Path, name: str, pairs: Sequence[Pair], queries: int) -> dict[str, Task]:
     """Write what can be asked of held-out pairs: an STS task of those that are graded, a retrieval task of the others.
+    Each is asked with the most frequent instruction of its pairs.
 
     Returns the tasks that were written, by kind; none for a single document or grade.
     """
@@ -81,11 +84,19 @@ def write_pair_tasks(folder: Path, name: str, pairs: Sequence[Pair], instruction
             sentence2=[pair.document for pair in graded],
             score=[pair.score for pair in graded],
         )
-        tasks["sts"] = Task(len(graded), instruction)
-    plain = [(pair.query, pair.document) for pair in pairs if pair.score is None]
-    if len({digest(document) for _, document in plain}) > 1:
-        tasks["retrieval"] = Task(write_retrieval(folder, name, plain, queries), instruction)
+        tasks["sts"] = Task(len(graded), *_instruction_of(graded))
+    plain = [pair for pair in pairs if pair.score is None]
+    if len({digest(pair.document) for pair in plain}) > 1:
+        rows = write_retrieval(folder, name, [(pair.query, pair.document) for pair in plain], queries)
+        tasks["retrieval"] = Task(rows, *_instruction_of(plain))
     return tasks
+
+
+def _instruction_of(pairs: Sequence[Pair]) -> tuple[str, int]:
+    """The most frequent instruction, "" only where no pair has one; and how many pairs have another or none."""
+    counts = Counter(pair.instruction for pair in pairs)
+    chosen = max(counts, key=lambda instruction: (instruction != "", counts[instruction]))
+    return chosen, len(pairs) - counts[chosen]
 
 
 def write_retrieval(folder: Path, name: str, pairs: Sequence[tuple[str, str]], queries: int) -> int:

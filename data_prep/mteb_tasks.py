@@ -169,7 +169,11 @@ def _answered(
     queries: Any, judged: Mapping[str, Mapping[str, int]], documents: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     for query in queries:
-        scores = {documents[doc]: score for doc, score in judged[query["id"]].items() if doc in documents}
+        scores: dict[str, int] = {}
+        for doc, score in judged[query["id"]].items():
+            if doc in documents:  # two documents may have one text: it answers where either does
+                text = documents[doc]
+                scores[text] = max(score, scores.get(text, score))
         positives = [text for text, score in scores.items() if score > 0]
         negatives = [text for text, score in scores.items() if score <= 0]
         yield {"query": query["text"], "positive": positives, "negative": negatives}

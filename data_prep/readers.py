@@ -44,6 +44,7 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 """What a compressed file raises where it is cut off or changed."""
 CUT_OFF = "damaged here, what follows is lost"
+SWALLOWED = "in a quote that closes lines later, inside a field; `quotes: false` where quotes are ordinary characters"
 _MAGIC = {
     b"PK\x03\x04": "a zip archive; unpack it first",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
@@ -106,7 +107,11 @@ def _check_once(path: Path, columns: Sequence[str], existing: Sequence[str]) -> 
 
 
 def read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Record]:
-    """One JSON object on each line; blank lines are no rows."""
+    """One JSON object on each line; blank lines are no rows.
+
+    Args:
+        columns: those that the first PEEK rows must have between them. A row has all its values whatever is named here.
+    """
     _check_text_file(path)
     records = _json_lines(path)
     first = list(islice(records, PEEK))
@@ -188,12 +193,18 @@ def _csv_rows(path: Path, rows: Any, header: list[str]) -> Iterator[Record]:
                     f"{place}: a quote opens here and never closes; close it, or set `quotes: false` where quotes"
                     " are ordinary characters"
                 ) from None
-            yield Record(f"{place} ({error})", {}, "malformed row")
+            if rows.line_num == start:
+                yield Record(f"{place} ({error})", {}, "malformed row")
+            else:  # it ran on through rows that are lost with it: each counts
+                for line in range(start, rows.line_num + 1):
+                    yield Record(f"{path}:{line} (lines {start} to {rows.line_num})", {}, SWALLOWED)
             continue
         if not fields:
             continue
         if len(fields) != len(header):
-            yield Record(f"{place} ({len(fields)} of {len(header)})", {}, "other number of fields than the header")
+            last = f", to line {rows.line_num}" if rows.line_num > start else ""
+            found = f"{len(fields)} of {len(header)}{last}"
+            yield Record(f"{place} ({found})", {}, "other number of fields than the header")
         else:
             yield Record(place, dict(zip(header, fields, strict=True)))
 

@@ -133,9 +133,13 @@ class Mapping(Config):
         """The columns of negatives."""
         return [self.negative] if isinstance(self.negative, str) else list(self.negative or ())
 
+    def required_columns(self) -> list[str]:
+        """The columns that every row must have."""
+        return [column for column in (self.query, self.positive, self.text, self.label) if column]
+
     def columns(self) -> list[str]:
         """The columns to read."""
-        named = (self.query, self.positive, *self.negative_columns(), self.text, self.label, self.score, self.group)
+        named = (*self.required_columns(), *self.negative_columns(), self.score, self.group)
         named += (self.lang, self.positive_lang, self.instruction_column)
         return list(dict.fromkeys(column for column in named if column))
 

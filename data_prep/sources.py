@@ -16,6 +16,7 @@ from data_prep.readers import (
     COMPRESSED,
     Reader,
     Unreadable,
+    check_columns,
     csv_reader,
     datasets_reader,
     find_files,
@@ -103,7 +104,28 @@ class JsonlSource(_Files):
     kind: Literal["jsonl"]
 
     def _reader(self) -> Reader:
-        return read_jsonl
+        return lambda path, _: read_jsonl(path, self.required_columns())
+
+    def records(self) -> Iterator[Record]:
+        """The rows of all files, in the order of the files' names.
+
+        Raises:
+            ValueError: an optional column that no row of any file has.
+        """
+        self._check_optional()
+        yield from super().records()
+
+    def _check_optional(self) -> None:
+        """Rows may lack an optional column, so it may first occur in any of them: read until each has occurred. Mostly
+        that is the first row; and a misspelt one is refused before a row is taken, wherever `limit` would end."""
+        missing = [column for column in self.columns() if column not in self.required_columns()]
+        known: dict[str, None] = {}
+        records = super().records()
+        while missing and (record := next(records, None)) is not None:
+            known |= dict.fromkeys(record.values)
+            missing = [column for column in missing if column not in record.values]
+        if known:  # no row at all is another complaint
+            check_columns(self.path, missing, list(known))
 
 
 class CsvSource(_Files):

@@ -231,6 +231,23 @@ def test_pairs_of_a_graded_source_that_have_no_grade_become_a_retrieval_task(tmp
     assert sum(summary["heldout"].values()) == 20
 
 
+@pytest.mark.parametrize("own", ["", "Answer"])
+def test_a_held_out_task_is_asked_with_the_most_frequent_instruction_of_its_rows(tmp_path: Path, own: str) -> None:
+    wanted = [*["Find what it is"] * 5, *["Find where it is"] * 3, None, ""]
+    rows = [{**pair(i), "i": wanted[i % 10], "s": i % 5 if i % 2 else None} for i in range(200)]
+    path = write(tmp_path / "x.jsonl", rows)
+    source = {"score": "s", "instruction": own, "instruction_column": "i"}
+    out = tmp_path / "out"
+    summary = prepare(config(path, share=0.3, **source), out)
+    assert set(read_json(out / "heldout" / "instructions.json")) == {"retrieval/x", "sts/x"}
+    by_text = {row["question"]: row["i"] or own for row in rows}
+    for task, file, column in (("retrieval/x", "retrieval/x/queries", "text"), ("sts/x", "sts/x", "sentence1")):
+        asked = [by_text[text] for text in pq.read_table(out / "heldout" / f"{file}.parquet")[column].to_pylist()]
+        chosen = read_json(out / "heldout" / "instructions.json")[task]
+        assert asked.count(chosen) == max(asked.count(text) for text in ("Find what it is", "Find where it is"))
+        assert summary["held-out pairs with another instruction"][task] == len(asked) - asked.count(chosen) > 0
+
+
 def test_a_handful_of_rows_is_all_trained_on(tmp_path: Path) -> None:
     summary = prepare(config(write(tmp_path / "x.jsonl", [pair(i) for i in range(3)]), share=0.05), tmp_path / "out")
     assert (summary["examples"], summary["heldout"]) == (3, {})
@@ -302,6 +319,25 @@ def test_sources_that_are_only_trained_on(site_roots: Path, tmp_path: Path) -> N
     assert [part["examples"] for part in summary["sources"].values()] == [50, 20, 50]
     corpus = pq.read_table(tmp_path / "out/heldout/retrieval/docstrings/corpus.parquet")["text"].to_pylist()
     assert {normal_form(text) for text in corpus}.isdisjoint(training_texts(tmp_path / "out"))
+
+
+def test_a_near_copy_does_not_hide_a_held_out_docstring(site_roots: Path, tmp_path: Path) -> None:
+    """A text that is held out word for word goes from another source, though it is near an earlier text there."""
+    heldout = {"share": 0.4, "queries": 10, "documents": 60}
+    docstrings = {"kind": "docstrings", "limit": 50}
+    prepare(parse_config(DataConfig, {"sources": [docstrings], "heldout": heldout}), tmp_path / "alone")
+    corpus = pq.read_table(tmp_path / "alone/heldout/retrieval/docstrings/corpus.parquet")["text"].to_pylist()
+    held = max(corpus, key=len)
+    near = f"{held} Zebra."
+    rows = [{"question": "What comes first?", "answer": near}, {"question": "And what then?", "answer": held}]
+    path = write(tmp_path / "x.jsonl", [*rows, {"question": "Anything else?", "answer": "No, nothing at all."}])
+    columns = {"kind": "jsonl", "path": str(path), "query": "question", "positive": "answer", "hold_out": False}
+    values = {"sources": [docstrings, columns], "heldout": heldout, "near_duplicates": {}}
+    summary = prepare(parse_config(DataConfig, values), tmp_path / "out")
+    assert summary["near-duplicates"]["near pairs"] >= 1
+    assert normal_form(held) not in training_texts(tmp_path / "out")
+    assert normal_form(near) not in training_texts(tmp_path / "out")
+    assert summary["sources"]["x"]["dropped"] == {"repeats a held-out text": 2}
 
 
 def test_real_pairs_with_negatives(eyas_data: Path, tmp_path: Path) -> None:

@@ -88,6 +88,34 @@ def test_passages_are_whole_sentences_of_bounded_length() -> None:
     assert len(list(passages("word " * 1_000))) == 1
 
 
+CHINESE = "正在接受训练的幼鹰在英语中被称为小鹰。它在学会飞行之前就被人们从巢中取出。它从驯鹰人那里学会一切。"
+JAPANESE = "訓練中の若い鷹は英語でアイアスと呼ばれる。飛べるようになる前に巣から取り出される。鷹匠からすべてを学ぶ。"
+THAI = "เหยี่ยวหนุ่มที่อยู่ระหว่างการฝึกถูกนำออกมาจากรังก่อนที่มันจะบินได้"
+
+
+@pytest.mark.parametrize("text", [CHINESE, JAPANESE])
+def test_sentences_without_spaces_make_pairs(text: str) -> None:
+    markdown = f"# 鷹\n\n## 訓練\n\n{text}\n"
+    assert found("a.md", markdown, "heading", "title") == {"訓練": text, "鷹": text}
+    ((query, context),) = found("a.md", markdown, "context").items()
+    assert query in sentences(text)
+    assert context in (text, text.replace(query, "")), "no space where there was none"
+    assert found("a.txt", f"{text}\n\n{text}", "title") == {}, "a sentence is no title"
+    assert found("a.txt", f"訓練中の若い鷹\n\n{text}", "title") == {"訓練中の若い鷹": text}
+
+
+def test_passages_without_spaces_are_of_bounded_length() -> None:
+    text = "".join(f"第{i}句话说的是岛上的灯塔和船。" for i in range(300))
+    cut = list(passages(text))
+    assert "".join(cut) == text
+    assert max(map(len, cut)) < 3 * PASSAGE_WORDS
+    assert len(cut) < 20
+    assert list(passages(THAI)) == [THAI]
+    korean = "훈련 중인 어린 매는 영어로 아이어스라고 불린다. 날 수 있기 전에 둥지에서 꺼내진다."
+    assert list(passages(korean)) == [korean], "Korean has spaces"
+    assert list(passages("訓練は短い。")) == []
+
+
 @pytest.mark.parametrize("name", ["a.md", "a.html", "a.txt", "a.py"])
 @pytest.mark.parametrize("text", ["", " \n\n ", "word", "# only a heading", "<p>", "\x00"])
 def test_documents_without_text_have_no_pairs(name: str, text: str) -> None:

@@ -22,8 +22,9 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graded = [{"sentence1": a, "sentence2": b, "score": float(n % 5)} for n, (a, b) in enumerate(PAIRS)]
     hub_copy(root, "STSBenchmark", {"default": {"train": graded, "test": graded[:2]}})
     judged = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in range(4)]
-    judged.append({"query-id": "q0", "corpus-id": "d9", "score": 0})
+    judged += [{"query-id": "q0", "corpus-id": doc, "score": 0} for doc in ("d9", "copy of d0")]
     corpus = [{"_id": f"d{n}", "title": "T" * (n % 2), "text": b} for n, (_, b) in enumerate(PAIRS)]
+    corpus.append({**corpus[0], "_id": "copy of d0"})
     queries = [{"_id": f"q{n}", "text": a} for n, (a, _) in enumerate(PAIRS)]
     parts = {
         "corpus": {"corpus": corpus},
@@ -61,6 +62,13 @@ def test_each_type_becomes_rows_of_its_own_kind(mirror: Path) -> None:
     labelled = rows(mirror, "Banking77Classification")
     assert len(labelled) == 12
     assert all(int(row.group or -1) == [a for a, _ in PAIRS].index(row.query) % 3 for row in labelled)
+
+
+def test_a_text_that_two_documents_have_is_judged_by_the_better_judgement(mirror: Path) -> None:
+    """`copy of d0` has the text of d0 and is judged 0, after it."""
+    first = rows(mirror, "SciFact")[0]
+    assert first.positives == (PAIRS[0][1],)
+    assert PAIRS[0][1] not in first.negatives
 
 
 def test_commit_and_instruction_are_the_tasks(mirror: Path) -> None:

@@ -1,6 +1,7 @@
 """Filters, near-duplicates and decontamination in a whole pass: what goes, why, and that nothing goes silently."""
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from embedding.config import parse_config
 EVALUATION = "Return the position of the first card that beats every other card on the table, or -1 where none does."
 Rows = list[dict[str, Any]]
 Cleaned = tuple[Path, DataConfig, dict[str, Any]]
+WORDS = ["boat", "river", "lantern", "copper", "window", "garden", "thunder", "pencil", "velvet", "harbour", "meadow"]
 TWIN = "A sentence about boats that is long enough to be changed a little without anyone noticing the change at all."
 
 
@@ -137,6 +139,29 @@ def test_of_templates_nothing_goes_as_a_near_duplicate_where_the_source_says_so(
     found = prepare(parse_config(DataConfig, values), tmp_path / "out", progress=False)["sources"]
     assert found["code"]["examples"] == 3
     assert found["text"]["dropped"]["near-duplicate"] >= 1
+
+
+def test_a_held_out_text_goes_from_a_source_that_is_not_compared(tmp_path: Path) -> None:
+    """Its near-duplicate is the one that stands for it, and the other source's equal text has no such."""
+
+    def text(number: int) -> str:
+        return " ".join(random.Random(number).choices(WORDS, k=40))
+
+    pairs = [("first", text(i)) for i in range(20)] + [("later", f"{text(i)} indeed") for i in range(20)]
+    compared = [{"q": f"which {side} {text(100 + i)}", "p": answer} for i, (side, answer) in enumerate(pairs)]
+    other = [{"q": f"{text(i)} indeed", "p": text(200 + i)} for i in range(20)]
+    common = {"kind": "jsonl", "query": "q", "positive": "p"}
+    sources: Rows = []
+    for name, rows in (("compared", compared), ("other", other)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources.append({**common, "path": str(tmp_path / f"{name}.jsonl")})
+    sources[1] |= {"near_duplicates": False, "hold_out": False}
+    values = {"sources": sources, "near_duplicates": {}, "heldout": {"share": 0.2}}
+    summary = prepare(parse_config(DataConfig, values), tmp_path / "out", progress=False)
+    held = pq.read_table(tmp_path / "out/heldout/retrieval/compared/corpus.parquet")["text"].to_pylist()
+    assert sum(answer.endswith("indeed") for answer in held) == len(held) / 2 > 0
+    assert set(held).isdisjoint(Texts.load(tmp_path / "out" / "texts").texts.to_pylist())
+    assert summary["sources"]["other"]["dropped"] == {"repeats a held-out text": len(held) / 2}
 
 
 def test_licences_choose_sources() -> None:

@@ -201,6 +201,28 @@ def test_wrong_columns_name_the_right_ones(tmp_path: Path, jsonl: Path) -> None:
         rows("csv", path, **COLUMNS, group="gruppe")
 
 
+def test_an_optional_column_of_jsonl_may_first_occur_in_any_row(tmp_path: Path) -> None:
+    plain = [{"question": f"question {n}", "answer": f"answer {n}"} for n in range(250)]
+    write_lines(tmp_path / "a.jsonl", [json.dumps(row) for row in plain])
+    write_lines(tmp_path / "b.jsonl", [json.dumps(row) for row in [*plain, {**FAQ[0], "wrong": "No.", "lang": "en"}]])
+    columns = {**COLUMNS, "negative": "wrong", "lang": "lang"}
+    expected = Row(FAQ[0]["question"], (FAQ[0]["answer"],), ("No.",), lang="en")
+    assert rows("jsonl", tmp_path / "b.jsonl", **columns)[-1] == expected
+    assert rows("jsonl", tmp_path / "*.jsonl", **columns)[-1] == expected
+    assert len(rows("jsonl", tmp_path / "*.jsonl", **columns)) == 501
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_an_optional_column_of_jsonl_that_occurs_nowhere_is_refused(tmp_path: Path, limit: int | None) -> None:
+    for name in "ab":
+        write_lines(tmp_path / f"{name}.jsonl", [json.dumps(row) for row in [*FAQ, {**FAQ[0], "wrong": "No."}]])
+    message = r"/\*\.jsonl: no column 'worng'; did you mean 'wrong'\? columns: question, answer, wrong"
+    for on_error in ("stop", "drop"):
+        settings = {**COLUMNS, "negative": "worng", "limit": limit, "on_error": on_error}
+        with pytest.raises(ValueError, match=message):
+            rows("jsonl", tmp_path / "*.jsonl", **settings)
+
+
 @pytest.mark.parametrize(
     "kind, content, message",
     [
@@ -283,6 +305,23 @@ def test_csv_rows_of_another_length(tmp_path: Path) -> None:
         ValueError, match=r"other number of fields than the header \(.*x\.csv:4 \(1 of 2\), .*x\.csv:5 \(3 of 2\)"
     ):
         rows("csv", path)
+
+
+def test_every_line_that_a_stray_quote_swallows_counts(tmp_path: Path) -> None:
+    lines = ["question,answer", '"an inch,b', "c,d", 'e "quoted" f,g', "h,i", 'a "b" c,d', '"j ""k""\nl",m', '"n"o,p']
+    path = write_lines(tmp_path / "x.csv", lines)
+    tally = Tally()
+    kept = list(read_rows(source("csv", path, **COLUMNS, on_error="drop"), tally))
+    assert kept == [Row("h", ("i",)), Row('a "b" c', ("d",)), Row('j "k"\nl', ("m",))]
+    assert sorted(tally.dropped.values()) == [1, 3]
+    assert tally.read == len(kept) + 4
+    with pytest.raises(
+        ValueError,
+        match=r"4 of 7 rows .*3 rows: in a quote that closes lines later, .*`quotes: false`.*\(.*x\.csv:2 "
+        r"\(lines 2 to 4\), .*x\.csv:4 \(lines 2 to 4\)\); 1 row: malformed row \(.*x\.csv:9",
+    ):
+        rows("csv", path)
+    assert len(rows("csv", path, **COLUMNS, quotes=False, on_error="drop")) == 7
 
 
 def test_one_message_names_all_bad_rows(tmp_path: Path) -> None:
