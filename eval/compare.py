@@ -69,7 +69,11 @@ def as_card(scores: Scores) -> Scorecard:
     """What a comparison needs of an evaluation, as a scorecard has it; failed tasks are left out."""
     done = {name: task for name, task in scores["tasks"].items() if "score" in task}
     tasks = {name: {"kind": t["kind"], "metric": t["metric"], "student": t["score"]} for name, t in done.items()}
-    return {"tasks": tasks, "outcomes": {name: task.get("outcomes", []) for name, task in done.items()}}
+    return {
+        "tasks": tasks,
+        "outcomes": {name: task.get("outcomes", []) for name, task in done.items()},
+        "items": {name: task["items"] for name, task in done.items() if "items" in task},
+    }
 
 
 def read_cards(paths: Sequence[Path]) -> dict[str, Scorecard]:
@@ -129,11 +133,15 @@ def _names(card: Scorecard) -> str:
 
 
 def same_items(name: str, one: Scorecard, other: Scorecard) -> bool:
-    """Whether two cards have a task, measured on as many items in as many subsets."""
+    """Whether two cards have a task, measured on the same items; of older cards, which have no digest of theirs, on as
+    many in as many subsets."""
     if name not in one["tasks"] or name not in other["tasks"]:
         return False
+    digests = [card.get("items", {}).get(name) for card in (one, other)]
+    if all(digests):
+        return bool(digests[0] == digests[1])
     if one["tasks"][name]["kind"] == "clustering":
-        return True  # its items are not noted
+        return True  # its outcomes are not noted
     shapes = [[len(next(iter(o.values()))) for o in card["outcomes"].get(name, [])] for card in (one, other)]
     return shapes[0] == shapes[1]
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from eval.encoder import Request, StoredModel, TextEncoder, VectorTable
 
 Scores = dict[str, Any]
-"""JSON: {suite, template, tasks: {name: {kind, metric, instruction, score, outcomes, ...} or {kind, failed}}, kinds,
-means, views: {name: {kinds, means, bytes} or {failed}}, bytes, texts, tokens, seconds}."""
+"""JSON: {suite, template, tasks: {name: {kind, metric, instruction, items, score, outcomes, ...} or {kind, failed}},
+kinds, means, views: {name: {tasks: {name: score}, kinds, means, bytes} or {failed}}, bytes, texts, tokens, seconds}."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Encoded:
     """Task -> what the model reads before a query and before a document."""
     failed: dict[str, dict[str, Any]]
     """The tasks that could not be planned, as they stand in the scores."""
+    items: dict[str, str]
+    """Task -> a digest of what it asks and of what is right (`eval.items`)."""
     tokens: int
     seconds: dict[str, float]
 
@@ -76,6 +78,7 @@ def encode(model: TextEncoder, suite: Suite, ranks: Ranks = ALONE) -> Encoded:
     with preserved_random_state(), evaluation_mode(model), quiet():
         clock = time.perf_counter()
         requests, failed = _requests(suite)
+        items = _items(suite, requests)
         seconds["plan"], clock = _lap(clock)
         prompts = {entry.name: _prompts(model, entry) for entry in suite.tasks}
         positions = _distinct(requests, prompts)
@@ -95,7 +98,7 @@ def encode(model: TextEncoder, suite: Suite, ranks: Ranks = ALONE) -> Encoded:
             tokens = sum(map(len, ids))
         seconds["encode"], clock = _lap(clock)
     table = VectorTable(positions, np.asarray(vectors, dtype=np.float32))
-    return Encoded(model, suite, table, prompts, failed, tokens, seconds)
+    return Encoded(model, suite, table, prompts, failed, items, tokens, seconds)
 
 
 def score(encoded: Encoded, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
@@ -111,7 +114,9 @@ def score(encoded: Encoded, views: Sequence[View] = (), ranks: Ranks = ALONE) ->
             except ValueError as error:
                 viewed[view.name] = {"failed": reason(error)}
                 continue
-            viewed[view.name] = {**means(_score_all(encoded, view, ranks)), "bytes": view.bytes(vectors.shape[1])}
+            of_view = _score_all(encoded, view, ranks)
+            scores = {name: task["score"] for name, task in sorted(of_view.items()) if "score" in task}
+            viewed[view.name] = {"tasks": scores, **means(of_view), "bytes": view.bytes(vectors.shape[1])}
         seconds = encoded.seconds | {"score": _lap(clock)[0]}
     return {
         "suite": encoded.suite.name,
@@ -128,7 +133,7 @@ def score(encoded: Encoded, views: Sequence[View] = (), ranks: Ranks = ALONE) ->
 
 
 def _score_all(encoded: Encoded, view: View, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    mine = {entry.name: _score(entry, encoded.stored(entry, view)) for entry in ranks.mine(encoded.tasks)}
+    mine = {entry.name: _score(encoded, entry, view) for entry in ranks.mine(encoded.tasks)}
     return {name: result for part in ranks.gather(mine) for name, result in part.items()}
 
 
@@ -175,6 +180,17 @@ def _requests(suite: Suite) -> tuple[dict[str, list[Request]], dict[str, dict[st
     return requests, failures
 
 
+def _items(suite: Suite, requests: dict[str, list[Request]]) -> dict[str, str]:
+    """The digest of each task's items, remembered as its texts are: evaluations while training do not pay for it."""
+    from eval.items import items_digest
+
+    if "items" not in suite.memory:
+        entries = [entry for entry in suite.tasks if entry.name in requests]
+        suite.memory["items"] = {entry.name: items_digest(entry, requests[entry.name]) for entry in entries}
+    items: dict[str, str] = suite.memory["items"]
+    return items
+
+
 def _prompts(model: TextEncoder, entry: SuiteTask) -> dict[Role, str]:
     return {
         "query": model.template.prompt("query", entry.instruction),
@@ -205,11 +221,12 @@ def _tokens(model: TextEncoder, suite: Suite, pairs: list[tuple[str, str]]) -> l
     return rows
 
 
-def _score(entry: SuiteTask, stored: StoredModel) -> dict[str, Any]:
+def _score(encoded: Encoded, entry: SuiteTask, view: View) -> dict[str, Any]:
     """Run mteb's task and take its main score, averaged over splits and subsets as mteb's results do."""
     from eval.encoder import SEARCHED
     from eval.outcomes import note_queries, read_outcomes
 
+    stored = encoded.stored(entry, view)
     start = time.perf_counter()
     failed = {"kind": entry.kind, "metric": entry.metric}
     # mteb seeds the global generators when it makes a task, just before it runs it
@@ -236,7 +253,8 @@ def _score(entry: SuiteTask, stored: StoredModel) -> dict[str, Any]:
     score = float(np.mean(list(subsets.values())))
     if not np.isfinite(score):
         return failed | {"failed": f"{entry.metric} is {score} (constant similarities?)"}
-    result = {"kind": entry.kind, "metric": entry.metric, "instruction": entry.instruction, "score": score}
+    result: dict[str, Any] = {"kind": entry.kind, "metric": entry.metric, "instruction": entry.instruction}
+    result |= {"items": encoded.items[entry.name], "score": score}
     if len(subsets) > 1:
         result["subsets"] = subsets
     return result | {"outcomes": outcomes + noted, "seconds": round(time.perf_counter() - start, 3)}

@@ -18,7 +18,7 @@ def trade_off(card: Scorecard) -> str:
 
 
 def speed(card: Scorecard) -> str:
-    """Texts a second at several lengths, and the peak of memory, of teacher and student."""
+    """Texts a second at several lengths, and the peak of a GPU's memory, of teacher and student."""
     head = "".join(f'<th class="{"n" if k else ""}">{title}</th>' for k, title in enumerate(SPEED_HEADER))
     body = "".join(
         "<tr>" + "".join(f'<td class="{"n" if k else ""}">{escape(v)}</td>' for k, v in enumerate(line)) + "</tr>"

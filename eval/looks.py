@@ -15,7 +15,7 @@ from eval.suite import Suite, SuiteTask
 
 Look = dict[str, Any]
 """JSON: {map: {task, rows, points [n][2]}, searches: {task: {ranks, best}}}: for each query the rank (from 1) of its
-first relevant document, and the row in the corpus of the document that came first."""
+first relevant document (0: the corpus has none), and the row in the corpus of the document that came first."""
 POINTS = 240
 """Texts of a map: more would cover each other."""
 LABELS = 6
@@ -136,10 +136,24 @@ def _search(encoded: Encoded, entry: SuiteTask) -> dict[str, Any] | None:
     place = {doc: row for row, doc in enumerate(ids)}
     ranks, best = [], []
     for query, scores_K in zip(split["queries"]["id"], vectors[queries] @ vectors[documents].T, strict=True):
-        right = [place[doc] for doc, grade in split["relevant_docs"].get(query, {}).items() if grade > 0]
+        right = _right(entry, split, query, place)
+        if _leaves_out_itself(entry) and query in place:
+            scores_K[place[query]] = -np.inf
         ranks.append(1 + int((scores_K > scores_K[right].max()).sum()) if right else 0)
         best.append(int(np.argmax(scores_K)))
     return {"ranks": ranks, "best": best}
+
+
+def _right(entry: SuiteTask, split: Any, query: str, place: dict[str, int]) -> list[int]:
+    """Rows of the relevant documents that can be found: mteb's ArguAna judges a few that its corpus does not have."""
+    judged = split["relevant_docs"].get(query, {})
+    itself = query if _leaves_out_itself(entry) else None
+    return [place[doc] for doc, grade in judged.items() if grade > 0 and doc in place and doc != itself]
+
+
+def _leaves_out_itself(entry: SuiteTask) -> bool:
+    """Whether mteb leaves the document whose ID is the query's out of what is found: there it is the same text."""
+    return bool(getattr(entry.task, "ignore_identical_ids", False))
 
 
 def _regressions(entry: SuiteTask, teacher: Any, student: Any) -> list[dict[str, Any]]:
@@ -153,7 +167,7 @@ def _regressions(entry: SuiteTask, teacher: Any, student: Any) -> list[dict[str,
     for at, (before, after) in enumerate(zip(teacher["ranks"], student["ranks"], strict=True)):
         if not 0 < before < after:
             continue
-        right = [place[doc] for doc, grade in split["relevant_docs"][names[at]].items() if grade > 0]
+        right = _right(entry, split, names[at], place)
         found.append(
             {
                 "task": entry.name,

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from mteb.abstasks import AbsTask
+from scipy.stats import rankdata  # type: ignore[import-untyped]
+from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from eval.encoder import SEARCHED
@@ -23,6 +25,14 @@ Outcome = dict[str, list[float]]
 """One of a subset: {"values": ...}, whose mean is the score, or {"gold": ..., "predicted": ...}, whose rank correlation
 (STS) or average precision (pair classification) it is."""
 DIGITS = 6
+SIMILARITIES = {
+    "similarity_scores": 1,
+    "cosine_scores": 1,
+    "manhattan_distances": -1,
+    "euclidean_distances": -1,
+    "dot_scores": 1,
+}
+"""What mteb predicts of pairs, and the sign that makes more alike greater; its max_ap is the best of them."""
 
 
 def note_queries(entry: SuiteTask, task: Any) -> list[Outcome]:
@@ -66,8 +76,9 @@ def read_outcomes(entry: SuiteTask, task: AbsTask, folder: Path, scores: Mapping
 def _outcome(entry: SuiteTask, task: Any, rows: Any, predictions: Any) -> Outcome | None:
     if entry.kind == "sts" and entry.metric == "cosine_spearman":
         return {"gold": _round(rows["score"]), "predicted": _round(predictions["cosine_scores"])}
-    if entry.kind == "pair_classification":
-        return {"gold": _round(rows[task.label_column_name]), "predicted": _round(predictions["cosine_scores"])}
+    if entry.kind == "pair_classification" and entry.metric == "max_ap":
+        gold = _round(rows[task.label_column_name])
+        return {"gold": gold, "predicted": _best_order(gold, predictions)}
     if entry.kind == "classification" and entry.metric == "accuracy":
         right = np.asarray(predictions) == np.asarray(list(rows[task.label_column_name]))
         return {"values": _round(right.mean(axis=0))}
@@ -79,6 +90,16 @@ def _outcome(entry: SuiteTask, task: Any, rows: Any, predictions: Any) -> Outcom
     if entry.kind == "bitext" and entry.metric == "f1" and "sentence1-sentence2" in predictions:
         return {"values": _round(row_f1([hit["corpus_id"] for hit in predictions["sentence1-sentence2"]]))}
     return None
+
+
+def _best_order(gold: Sequence[float], predictions: Mapping[str, Sequence[float]]) -> list[float]:
+    """The places of the pairs, the most alike highest, by the similarity that has the best average precision.
+
+    Places say all that average precision asks: rounded similarities would tie what mteb tells apart.
+    """
+    known = [sign * np.asarray(predictions[name]) for name, sign in SIMILARITIES.items() if name in predictions]
+    best_N = max(known, key=lambda values_N: average_precision_score(gold, values_N))
+    return [float(place) for place in rankdata(best_N, method="dense")]
 
 
 def row_f1(found: Sequence[int]) -> list[float]:

@@ -12,7 +12,7 @@ from eval import looking, sections
 from eval.dropped import dropped_section
 from eval.figures import missing
 from eval.mined import mined_section
-from eval.scorecard import speed_rows
+from eval.scorecard import speed_note, speed_rows
 
 REPORT = "report.html"
 CSS = Path(__file__).with_name("report.css")
@@ -73,7 +73,7 @@ def render(
         smaller = "The student's own mean with its vectors cut short (Matryoshka) or stored with fewer bits."
         add("Smaller vectors", smaller, "", card, lambda c: looking.trade_off(c) + sections.views(c))
     if card is not None and speed_rows(card):
-        add("Speed", "Encoding texts of so many tokens, on the machine of the run.", "", card, looking.speed)
+        add("Speed", f"Encoding texts of so many tokens. {escape(speed_note(card))}", "", card, looking.speed)
     part = (
         " All on a part of each task, which is easier than the whole." if card is not None and "curve" in card else ""
     )

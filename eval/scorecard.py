@@ -1,6 +1,6 @@
 """What the student kept of its teacher: one dict for `scorecard.json`, a terminal table, Markdown for a model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from eval.kinds import KIND_NAMES, KINDS, Kind
 
 MODELS = ("teacher", "untrained", "student")
 Scorecard = dict[str, Any]
-"""JSON: {suite, facts, templates, tasks, kinds, retention, means, intervals, views, bytes, speed, outcomes, failed,
-seconds}."""
+"""JSON: {suite, facts, templates, tasks, kinds, retention, means, intervals, views, bytes, speed, outcomes, items,
+failed, seconds}."""
 
 
 def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mapping[str, Any] | None = None) -> Scorecard:
@@ -28,7 +28,9 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
     teacher's score alone hides that. A task that failed for one of the three counts for none.
 
     `intervals` are 95 % paired bootstrap intervals over the items of the tasks: of each task's student score and its
-    difference from the teacher's, and of the means. `outcomes` are the student's items, to compare it with other runs.
+    difference from the teacher's, and of the means. `outcomes` are the student's items, to compare it with other runs,
+    and `items` the digests of what they are (`eval.items`). The teacher's and the untrained student's `speed` may come
+    from a cache: they are there only where they were measured on the same machine as the student's.
 
     Raises:
         ValueError: the three evaluations are not of the same tasks.
@@ -73,8 +75,9 @@ def scorecard(teacher: Scores, untrained: Scores, student: Scores, facts: Mappin
         "intervals": _intervals(all_scores, tasks, [kind for kind, kept in retention.items() if kept is not None]),
         "views": student.get("views", {}),
         "bytes": student.get("bytes"),
-        "speed": {model: of for model in MODELS if (of := all_scores[model].get("speed"))},
+        "speed": _speeds(all_scores),
         "outcomes": {name: student["tasks"][name].get("outcomes", []) for name in tasks},
+        "items": {name: digest for name in tasks if (digest := student["tasks"][name].get("items"))},
         "failed": failed,
         "seconds": {model: all_scores[model]["seconds"]["total"] for model in MODELS},
     }
@@ -122,14 +125,43 @@ def _recovered(of: Mapping[str, float | None]) -> float | None:
     return (student - untrained) / (teacher - untrained)
 
 
+def _speeds(all_scores: Mapping[str, Scores]) -> dict[str, Any]:
+    speeds = {model: of for model in MODELS if (of := all_scores[model].get("speed"))}
+    here = speeds.get("student", {}).get("on")
+    return {model: of for model, of in speeds.items() if of.get("on") == here}
+
+
 def view_rows(card: Scorecard) -> list[tuple[str, int, float, float]]:
-    """(name, bytes of a vector, Mean(TaskType), its share of the full vectors' mean) of the student, full first."""
-    full = card["means"]["task_type"]["student"]
-    if not card["views"] or not full:
+    """(name, bytes of a vector, Mean(TaskType), its share of the full vectors' mean) of the student, full first; both
+    means are over the tasks of the card that the smaller vectors have a score of too."""
+    whole = card["means"]["task_type"]["student"]
+    if not card["views"] or not whole:
         return []
-    found = {n: (v["bytes"], v["means"]["task_type"]) for n, v in card["views"].items() if "means" in v}
-    shown = {"full": (card["bytes"], full)} | found
-    return [(name, size, mean, mean / full) for name, (size, mean) in shown.items() if mean is not None]
+    found = [("full", card["bytes"], whole, 1.0)]
+    for name, view in card["views"].items():
+        if "means" not in view:
+            continue
+        mean, full = view["means"]["task_type"], whole
+        if "tasks" in view:  # older cards have the means alone
+            both = [task for task in card["tasks"] if task in view["tasks"]]
+            mean = _task_type(card, {task: view["tasks"][task] for task in both})
+            full = _task_type(card, {task: card["tasks"][task]["student"] for task in both})
+        if mean is not None and full:
+            found.append((name, view["bytes"], mean, mean / full))
+    return found
+
+
+def view_gaps(views: Mapping[str, Any], tasks: Collection[str]) -> dict[str, list[str]]:
+    """View -> those of the tasks that failed with such vectors, and so count in neither of its two means."""
+    known = {name: view["tasks"] for name, view in views.items() if "tasks" in view}
+    found = {name: [task for task in tasks if task not in scores] for name, scores in known.items()}
+    return {name: failed for name, failed in found.items() if failed}
+
+
+def _task_type(card: Scorecard, scores: Mapping[str, float]) -> float | None:
+    tasks = {name: {"kind": card["tasks"][name]["kind"], "score": score} for name, score in scores.items()}
+    mean: float | None = means(tasks)["means"]["task_type"]
+    return mean
 
 
 SPEED_HEADER = ("encoding", "teacher", "student", "student / teacher")
@@ -217,29 +249,37 @@ def terminal_table(card: Scorecard) -> RenderableType:
         for name, size, mean, kept in found:
             smaller.add_row(name, f"{size:,}", number(mean), percent(kept))
         parts.append(smaller)
+    parts += _gaps(card["views"], card["tasks"])
     if quick := speed_rows(card):
-        speed = Table(title="Speed and memory", title_justify="left", box=SIMPLE_HEAD)
+        speed = Table(title="Speed", title_justify="left", box=SIMPLE_HEAD)
         for column in SPEED_HEADER:
             speed.add_column(column, justify="left" if column == "encoding" else "right")
         for line in quick:
             speed.add_row(*line)
-        parts.append(speed)
+        parts += [speed, Text(speed_note(card), style="dim")]
     return Group(
         *parts, *_failed({name: "; ".join(dict.fromkeys(why.values())) for name, why in card["failed"].items()})
     )
 
 
 def speed_rows(card: Scorecard) -> list[tuple[str, ...]]:
-    """(what, teacher, student, times as much) of `eval.speed`, for what was measured of both."""
+    """(what, teacher, student, times as much) of `eval.speed`, for what was measured of the student."""
     of = card.get("speed", {})
-    if not {"teacher", "student"} <= set(of):
-        return []
     found: list[tuple[str, ...]] = []
-    for name, value in of["student"].items():
-        base = of["teacher"].get(name)
-        if base is not None:
-            found.append((name, f"{base:,}", f"{value:,}", f"{value / base:.1f} ×" if base else "–"))
+    for name, value in of.get("student", {}).items():
+        base = of.get("teacher", {}).get(name)
+        if name != "on":
+            times = f"{value / base:.1f} ×" if base else "–"
+            found.append((name, "–" if base is None else f"{base:,}", f"{value:,}", times))
     return found
+
+
+def speed_note(card: Scorecard) -> str:
+    """On what the speeds were measured, and why the teacher has none; "" where nobody noted it."""
+    of = card.get("speed", {})
+    where = of.get("student", {}).get("on")
+    absent = "" if "teacher" in of else "; the teacher was not measured there"
+    return f"On {where}{absent}." if where else ""
 
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
@@ -264,8 +304,17 @@ def scores_table(scores: Scores, title: str = "Scores") -> RenderableType:
         for name, of in scores.get("views", {}).items()
         if full is not None and "means" in of
     ]
-    speed = [Text(f"{name}: {value:,}") for name, value in scores.get("speed", {}).items()]
+    smaller += _gaps(scores.get("views", {}), [name for name, task in scores["tasks"].items() if "score" in task])
+    speed = [
+        Text(f"{name}: {value}" if isinstance(value, str) else f"{name}: {value:,}")
+        for name, value in scores.get("speed", {}).items()
+    ]
     return Group(table, *smaller, *speed, *_failed(failures(scores)))
+
+
+def _gaps(views: Mapping[str, Any], tasks: Collection[str]) -> list[Text]:
+    gaps = view_gaps(views, tasks)
+    return [Text(f"{name}: without {', '.join(failed)}, which failed", style="red") for name, failed in gaps.items()]
 
 
 def _failed(reasons: Mapping[str, str]) -> list[Text]:
@@ -290,8 +339,11 @@ def markdown(card: Scorecard) -> str:
         f"Stored as {name} ({size:,} bytes a vector) it keeps {percent(kept)} of its own Mean(TaskType)."
         for name, size, _, kept in view_rows(card)[1:]
     ]
+    gaps = view_gaps(card["views"], card["tasks"])
+    lines += [f"\n{name}: without {', '.join(tasks)}, which failed." for name, tasks in gaps.items()]
     if quick := speed_rows(card):
         lines += ["", "| " + " | ".join(SPEED_HEADER) + " |", "|---|---:|---:|---:|"]
         lines += ["| " + " | ".join(line) + " |" for line in quick]
+        lines += ["", speed_note(card)]
     lines += [f"\nFailed: `{name}`: {'; '.join(dict.fromkeys(why.values()))}." for name, why in card["failed"].items()]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.figures import Guide, Series, bar, gauge, line_panel, missing, ring, scale, seconds, shares, short
 from eval.kinds import KIND_NAMES, KINDS
-from eval.scorecard import HEADER, MODELS, Scorecard, left_out, number, percent, rows, share, view_rows
+from eval.scorecard import HEADER, MODELS, Scorecard, left_out, number, percent, rows, share, view_gaps, view_rows
 
 Metrics = Sequence[Mapping[str, Any]]
 """The lines of metrics.jsonl."""
@@ -97,6 +97,8 @@ def views(card: Scorecard) -> str:
         figure = gauge(kept, percent(kept), title)
         lines.append(f'<div class="name">{escape(name)}<small>{size:,} bytes, {number(mean)}</small></div>{figure}')
     wrong = "".join(missing(name, v["failed"]) for name, v in card["views"].items() if "failed" in v)
+    gaps = view_gaps(card["views"], card["tasks"])
+    wrong += "".join(missing(name, f"without {', '.join(failed)}, which failed") for name, failed in gaps.items())
     return f'<div class="card rows">{"".join(lines)}</div>{wrong}'
 
 

@@ -1,13 +1,11 @@
-"""How fast a model encodes and how much memory that takes, on texts of three lengths."""
+"""How fast a model encodes texts of three lengths, on which machine, and the memory that takes on a GPU."""
 
-import threading
+import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from eval.preserve import evaluation_mode, preserved_random_state
@@ -18,20 +16,22 @@ TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Tokens encoded in one round of a length: enough to fill a device, little enough for an evaluation's end."""
 ROUNDS, ENOUGH = 3, 0.5
 """Rounds of a length at most, and the seconds after which there is no further one: a slow model is measured once."""
-LOOK_EVERY = 0.02
-"""Seconds between two looks at the memory of a process without a GPU."""
 
 
-def measure(model: Any) -> dict[str, float]:
-    """`texts/s, N tokens` at three lengths (the best of some rounds), and `peak MiB` while encoding.
+def measure(model: Any) -> dict[str, Any]:
+    """`texts/s, N tokens` at three lengths (the best of some rounds); on CUDA `peak MiB`, what torch held at most; and
+    `on`, what it was measured on. Speeds on two machines say nothing about two models.
 
     A length above the model's limit is left out. The texts are random ids of the model's vocabulary, the same for
-    every model with that vocabulary: only their number counts. On CUDA the peak is what torch held at most; else it is
-    what the process held beyond what it held before, the model's weights excluded.
+    every model with that vocabulary: only their number counts. There is no peak for a CPU: a process keeps what it
+    freed and takes it again, so that what it holds says little about the model.
     """
     vocabulary = int(model.backbone.config.vocab_size)
-    found: dict[str, float] = {}
-    with preserved_random_state(), evaluation_mode(model), _peak(found, model.device):
+    found: dict[str, Any] = {}
+    on_cuda = model.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    with preserved_random_state(), evaluation_mode(model):
         for length in LENGTHS:
             if length > model.max_tokens:
                 continue
@@ -39,7 +39,9 @@ def measure(model: Any) -> dict[str, float]:
             rows = list(np.random.default_rng(0).integers(0, vocabulary, (count, length), dtype=np.int32))
             model.encode_ids(rows[:2])
             found[f"texts/s, {length} tokens"] = round(count / _seconds(model, rows), 1)
-    return found
+    if on_cuda:
+        found["peak MiB"] = round(torch.cuda.max_memory_allocated(model.device) / 2**20)
+    return found | {"on": _machine(model.device)}
 
 
 def _seconds(model: Any, rows: list[np.ndarray]) -> float:
@@ -52,26 +54,13 @@ def _seconds(model: Any, rows: list[np.ndarray]) -> float:
     return min(taken)
 
 
-@contextmanager
-def _peak(found: dict[str, float], device: torch.device) -> Iterator[None]:
-    """Note the peak of memory within the block as `peak MiB`."""
+def _machine(device: torch.device) -> str:
+    """A GPU's name; else the processor's, and how many threads torch uses of it."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield
-        found["peak MiB"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
-        return
-    process, most, done = psutil.Process(), [0], threading.Event()
-    before = process.memory_info().rss
-
-    def look() -> None:
-        while not done.wait(LOOK_EVERY):
-            most[0] = max(most[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-    found["peak MiB"] = round(max(0, most[0] - before) / 2**20)
+        return str(torch.cuda.get_device_name(device))
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    beside = "" if device.type == "cpu" else f"{device.type}, "
+    return f"{beside}{name}, {torch.get_num_threads()} threads"

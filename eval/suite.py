@@ -64,8 +64,8 @@ class SuiteConfig(Config):
     max_rows: int | None = Field(default=None, ge=2)
     """Keep at most so many rows of a flat set (per language pair for bitext), or queries."""
     max_documents: int | None = Field(default=None, ge=2)
-    """Keep at most so many documents of a retrieval corpus, or of all candidates to rerank; relevant ones always stay,
-    then those most like the queries."""
+    """Keep at most so many documents of a retrieval corpus, or of all candidates of one of mteb's reranking tasks (a
+    folder's all stay); relevant ones always stay, then those judged and found wrong, then those most like a query."""
     widths: list[int] = Field(default=[])
     """Also score the finished student's vectors cut to these widths (Matryoshka)."""
     precisions: list[Literal["int8", "binary"]] = Field(default=[])
@@ -125,7 +125,7 @@ class Suite:
     views: list[View] = field(default_factory=list)
     """How else the finished student's vectors are to be scored."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What one evaluation leaves for the next: the texts of each task, their tokens."""
+    """What one evaluation leaves for the next: the texts of each task, their tokens, the digests of the items."""
 
 
 def find_suite(name: str, overrides: Sequence[str] = ()) -> SuiteConfig:

@@ -32,7 +32,8 @@ class Limits(NamedTuple):
     rows: int | None = None
     """Rows of a flat set (per language pair for bitext), or queries."""
     documents: int | None = None
-    """Documents of a retrieval corpus; those relevant to a kept query always stay, then those most like the queries."""
+    """Documents of a retrieval corpus; those relevant to a kept query always stay, then those judged and found wrong,
+    then those most like the queries."""
     seed: int = 42
 
 
@@ -93,10 +94,18 @@ def _retrieval(path: Path, limits: Limits) -> Data:
         if len(set(ids)) < len(ids):
             twice = {i for i in ids if ids.count(i) > 1} if len(ids) < 10_000 else set()
             raise ValueError(f"{path / file}: ids must be unique; repeated: {some(twice) or 'some'}")
-    relevant: dict[str, dict[str, int]] = {}
-    for row in qrels.to_pylist():
-        if row["score"] > 0:
-            relevant.setdefault(row["query_id"], {})[row["doc_id"]] = int(row["score"])
+    judged: dict[str, dict[str, int]] = {}
+    for at, row in enumerate(qrels.to_pylist()):
+        if not float(row["score"]).is_integer():
+            raise ValueError(
+                f"{path / 'qrels.parquet'}: row {at}: the score is {row['score']}, expected a whole number (0: judged "
+                "and not relevant); choose from where a graded score counts as relevant, and write whole grades"
+            )
+        grades = judged.setdefault(row["query_id"], {})
+        if row["score"] > 0 or row["doc_id"] not in grades:  # of a pair that is judged twice, that it is right counts
+            grades[row["doc_id"]] = int(row["score"])
+    right = {query: {doc: grade for doc, grade in docs.items() if grade > 0} for query, docs in judged.items()}
+    relevant = {query: docs for query, docs in right.items() if docs}
     for named, known, what in (
         (set(relevant), set(query_ids), "queries"),
         ({d for docs in relevant.values() for d in docs}, set(doc_ids), "documents"),
@@ -111,7 +120,7 @@ def _retrieval(path: Path, limits: Limits) -> Data:
     bodies, asked = texts(corpus, "text"), texts(queries, "text")
     whole = {d: f"{title} {body}" for d, title, body in zip(doc_ids, titles, bodies, strict=True)}
     kept = {query_ids[i]: asked[i] for i in kept_queries}
-    known = set(keep_documents(kept, whole, relevant, limits.documents, limits.seed))
+    known = set(keep_documents(kept, whole, judged, limits.documents, limits.seed))
     kept_docs = [i for i, d in enumerate(doc_ids) if d in known]
     return _search(
         AbsTaskRetrieval,

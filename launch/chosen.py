@@ -32,7 +32,8 @@ def chosen(at: Workspace, ledger: Ledger) -> Checkpoint:
         ledger.say("", "this training made no evaluation to choose by: the last checkpoint is the model")
         return last
     step, mean = int(kept[0]), float(kept[1])
-    other_rule = (floor is None) != (last.facts.get("floor", floor) is None) or last.facts["judge"] != at.judge
+    other_rule = (floor is None) != (last.facts.get("floor", floor) is None)
+    other_rule |= last.facts.get("judge", at.judge) != at.judge
     if other_rule or (floor is not None and mean < floor * last.facts["means"][0]):
         raise ValueError(
             f"{at.checkpoints}: the checkpoint of step {step} was kept by another rule than there is now "

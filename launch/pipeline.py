@@ -189,9 +189,9 @@ class Pipeline:
     def train(self) -> Result:
         """The student through all stages of the recipe; its weights are in the last checkpoint. On every rank."""
         due = from_main(self._training_is_due)
-        if due and rank() > 0:
-            return self._train()
-        return self.ledger.step("train", self.at.training_facts(), self._train, begun=due) if rank() == 0 else {}
+        if rank() > 0:
+            return self._train() if due else {}
+        return self.ledger.step("train", self.at.training_facts(), self._train, begun=not self.resume)
 
     def _training_is_due(self) -> bool:
         due = not self.resume or self.ledger.due("train", self.at.training_facts())

@@ -1,11 +1,12 @@
 """Scores of a run's three models: the teacher's and the untrained student's are measured once and kept in the cache."""
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from embedding.embedder import Embedder
-from embedding.files import fingerprint, read_json, sha256_file, write_json
+from embedding.files import fingerprint, read_json, sha256_file, stamps, write_json
 from eval.encoder import TextEncoder
 from eval.evaluate import Scores, encode, evaluate, score
 from eval.looks import look
@@ -15,15 +16,25 @@ from eval.speed import measure as measure_speed
 from eval.suite import Suite, SuiteConfig
 from eval.views import View
 
-FORMAT = 2
+FORMAT = 3
 """Raised when scores hold something new."""
 
 
 def suite_facts(config: SuiteConfig, folder: Path) -> dict[str, Any]:
-    """What a suite is made from: its config and the contents of its folder, as JSON values."""
+    """What the scores on a suite are made from, as JSON values: its config, the contents of its folder, the state of
+    the mirror that official tasks are read from, and the versions of what computes them.
+
+    Without a mirror an official task's data is of the revision that the config, or this version of mteb, names.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     contents = {str(path.relative_to(folder)): sha256_file(path) for path in files}
-    return {"config": config.model_dump(mode="json"), "files": fingerprint(contents)}
+    facts: dict[str, Any] = {"config": config.model_dump(mode="json"), "files": fingerprint(contents)}
+    facts |= {package: version(package) for package in ("mteb", "scikit-learn")}
+    if config.official and config.mirror:
+        # one by one, as each may be a link to where the copy lies; and not read, as it may be large
+        copies = sorted(config.mirror.glob("*/*"))
+        facts["mirror"] = fingerprint({str(copy.relative_to(config.mirror)): stamps(copy) for copy in copies})
+    return facts
 
 
 def measured(model: TextEncoder, suite: Suite, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
@@ -72,8 +83,10 @@ def curve_ends(
     return {"curve": {name: card[name] for name in ("kinds", "means")}}
 
 
-def curve_values(scores: Scores) -> dict[str, float]:
-    """The scores that a training log shows: `eval/mean` (Mean(TaskType)) and `eval/KIND`."""
+def curve_values(scores: Scores, decides: bool = False) -> dict[str, float]:
+    """The scores that a training log shows: `eval/mean` (Mean(TaskType)) and `eval/KIND`. No mean where no task has a
+    score; nor, where the mean `decides`, where one has none: means over other tasks must not be compared."""
     values = {f"eval/{kind}": score for kind, score in scores["kinds"].items()}
     mean = scores["means"]["task_type"]
-    return values if mean is None else {"eval/mean": mean, **values}
+    partial = any("failed" in task for task in scores["tasks"].values())
+    return values if mean is None or (decides and partial) else {"eval/mean": mean, **values}

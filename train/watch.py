@@ -77,7 +77,7 @@ class Watch:
         Raises:
             ValueError: its scores are of another suite, and scores decide.
         """
-        if self._tracking.decides and facts["judge"] not in ("", self._judge):
+        if self._tracking.decides and facts.get("judge", "") not in ("", self._judge):
             raise ValueError("the evaluations so far were of another suite; take it back, or train with --restart")
         best, self._worse, self.ended = facts["best"], facts["worse"], facts["ended"]
         self._best = (int(best[0]), float(best[1])) if best else None

@@ -141,7 +141,7 @@ def bad_folder(root: Path) -> Path:
     write(root / "classification" / "new-train.parquet", text=["a", "b"], label=["x", "y"])
     write(root / "classification" / "new-test.parquet", text=["a", "b"], label=["x", "z"])
     write(root / "classification" / "half-test.parquet", text=["a", "b"], label=["x", "z"])
-    for name, doc, grade in (("none", "d", 0), ("stranger", "nowhere", 1)):
+    for name, doc, grade in (("none", "d", 0), ("stranger", "nowhere", 1), ("graded", "d", 0.5)):
         write(root / "retrieval" / name / "corpus.parquet", id=["d"], text=["doc"])
         write(root / "retrieval" / name / "queries.parquet", id=["q"], text=["query"])
         write(root / "retrieval" / name / "qrels.parquet", query_id=["q"], doc_id=[doc], score=[grade])
@@ -173,6 +173,7 @@ def pa_lists(values: list[list[str]]) -> object:
         ("classification/half", "half-train.parquet: no such file"),
         ("retrieval/none", "no query has a relevant document"),
         ("retrieval/stranger", "names documents that do not exist: 'nowhere'"),
+        ("retrieval/graded", "graded/qrels.parquet: row 0: the score is 0.5, expected a whole number"),
         ("retrieval/partial", "queries.parquet: no such file"),
         ("reranking/easy", "no row has both positive and negative documents"),
         ("sts/godo", "has no such task; did you mean sts/good"),

@@ -61,8 +61,8 @@ def run(tmp_path: Path) -> Path:
     student = scores(a=0.4, b=0.2, failed={"c": "no column <score>"})
     facts = {"parameters": {"teacher": 22_713_216, "student": 9_812_736}, "teacher": "MiniLM", "device": "cpu"}
     student |= {"bytes": 1024, "views": {"width 64": view(256, 0.28), "int8": view(256, 0.3), "binary": view(32, 0.2)}}
-    student |= {"speed": {"texts/s, 16 tokens": 900.0, "peak MiB": 40.0}}
-    teacher = scores(a=0.5, b=0.3, c=0.8) | {"speed": {"texts/s, 16 tokens": 300.0, "peak MiB": 80.0}}
+    student |= {"speed": {"texts/s, 16 tokens": 900.0, "peak MiB": 40.0, "on": "chip <x>"}}
+    teacher = scores(a=0.5, b=0.3, c=0.8) | {"speed": {"texts/s, 16 tokens": 300.0, "peak MiB": 80.0, "on": "chip <x>"}}
     card = scorecard(teacher, scores(a=0.1, b=0.1, c=0.4), student, facts)
     lines: list[dict[str, Any]] = []
     for step in range(10, 101, 10):
@@ -124,6 +124,7 @@ def test_the_page_fetches_nothing_and_shows_every_section(run: Path) -> None:
         "Mean(TaskType) by size",
         "teacher, full vectors",
         "texts/s, 16 tokens300.0900.03.0 ×",
+        "of so many tokens. On chip <x>.",
         "how to <i>sort</i>",
         "the right one: place 1 → 12",
         "shuffles a list",

@@ -6,7 +6,17 @@ import pytest
 from rich.console import Console
 
 from eval.evaluate import means
-from eval.scorecard import markdown, number, scorecard, scores_table, summary, terminal_table
+from eval.scorecard import (
+    markdown,
+    number,
+    scorecard,
+    scores_table,
+    speed_rows,
+    summary,
+    terminal_table,
+    view_gaps,
+    view_rows,
+)
 
 
 def scores(failed: dict[str, str] | None = None, **of: float) -> dict[str, Any]:
@@ -99,3 +109,50 @@ def test_tables_show_tasks_and_means() -> None:
     assert "| a | m | 50.0 | 10.0 | 40.0 |  | 80.0 % |" in markdown(card)
     assert "failed c: no data" in shown(scores_table(scores(a=0.5, failed={"c": "no data"})))
     assert number(None) == "–"
+
+
+def fast(speed: float, on: str) -> dict[str, Any]:
+    return {"speed": {"texts/s, 16 tokens": speed, "on": on}}
+
+
+def test_speeds_of_two_machines_are_not_compared() -> None:
+    here, there = "a processor, 2 threads", "NVIDIA H200"
+    untrained, student = scores(a=0.1) | fast(800.0, here), scores(a=0.4) | fast(900.0, here)
+    card = scorecard(scores(a=0.5) | fast(300.0, here), untrained, student)
+    assert set(card["speed"]) == {"teacher", "untrained", "student"}
+    assert speed_rows(card) == [("texts/s, 16 tokens", "300.0", "900.0", "3.0 ×")]
+    card = scorecard(scores(a=0.5) | fast(9000.0, there), untrained, student)
+    assert set(card["speed"]) == {"untrained", "student"}
+    assert speed_rows(card) == [("texts/s, 16 tokens", "–", "900.0", "–")]
+    for text in (shown(terminal_table(card)), markdown(card)):
+        assert f"On {here}; the teacher was not measured there." in text
+        assert "9,000" not in text
+    assert f"on: {here}" in shown(scores_table(student))
+
+
+def smaller(**of: float) -> dict[str, Any]:
+    """The views of an evaluation whose vectors of width 8 scored so."""
+    found = scores(**of)
+    kept = {name: found[name] for name in ("kinds", "means")}
+    return {"bytes": 64, "views": {"width 8": {"tasks": of, **kept, "bytes": 32}}}
+
+
+def test_the_share_of_smaller_vectors_is_over_the_tasks_that_both_have() -> None:
+    untrained = scores(a=0.1, b=0.1, c=0.1)
+    student = scores(a=0.4, b=0.2, c=0.9) | smaller(a=0.3, b=0.1, c=0.8)
+    card = scorecard(scores(a=0.5, b=0.4, failed={"c": "NaN vectors"}), untrained, student)
+    assert view_rows(card)[1] == ("width 8", 32, pytest.approx(0.2), pytest.approx(0.2 / 0.3)), "c is not in the card"
+    assert view_gaps(card["views"], card["tasks"]) == {}
+    student = scores(a=0.4, b=0.2, c=0.9) | smaller(a=0.3, c=0.8)
+    card = scorecard(scores(a=0.5, b=0.4, c=1.0), untrained, student)
+    assert view_rows(card)[1] == ("width 8", 32, pytest.approx(0.55), pytest.approx(0.55 / 0.65)), "b has no score"
+    for text in (shown(terminal_table(card)), markdown(card), shown(scores_table(student))):
+        assert "width 8: without b, which failed" in text
+
+
+def test_cards_that_have_no_scores_of_smaller_vectors_can_be_read() -> None:
+    student = scores(a=0.4, c=0.6) | smaller(a=0.3, c=0.5)
+    del student["views"]["width 8"]["tasks"]
+    card = scorecard(scores(a=0.5, c=0.8), scores(a=0.1, c=0.4), student)
+    assert view_rows(card)[1] == ("width 8", 32, pytest.approx(0.4), pytest.approx(0.8))
+    assert view_gaps(card["views"], card["tasks"]) == {}

@@ -182,3 +182,26 @@ def test_a_smaller_folder_keeps_the_documents_most_like_its_queries(tmp_path: Pa
     suite = load_suite(SuiteConfig(folder=tmp_path, max_documents=2))
     split: Any = suite.tasks[0].task.dataset["default"]["test"]  # type: ignore[index]
     assert np.array_equal(sorted(split["corpus"]["id"]), ["d40", "d41"])
+
+
+def test_a_smaller_folder_keeps_what_was_judged_and_found_wrong(tmp_path: Path) -> None:
+    root = tmp_path / "retrieval" / "docs"
+    texts = [f"filler {n}" for n in range(40)] + ["red kite over the hill", "a red kite nest"]
+    write(root / "corpus.parquet", id=[f"d{n}" for n in range(len(texts))], text=texts)
+    write(root / "queries.parquet", id=["q", "other"], text=["where is the red kite", "filler 7"])
+    judged = [("q", "d3", 0), ("q", "d5", -1), ("q", "d40", 2), ("q", "d40", 0), ("q", "gone", 0), ("other", "d9", 0)]
+    queries, documents, grades = (list(column) for column in zip(*judged, strict=True))
+    write(root / "qrels.parquet", query_id=queries, doc_id=documents, score=grades)
+    for most, expected in ((3, {"d3", "d5", "d40"}), (4, {"d3", "d5", "d40", "d41"})):
+        suite = load_suite(SuiteConfig(folder=tmp_path, max_documents=most))
+        split: Any = suite.tasks[0].task.dataset["default"]["test"]  # type: ignore[index]
+        assert set(split["corpus"]["id"]) == expected
+        assert split["relevant_docs"] == {"q": {"d40": 2}}, "mteb is told the right ones only"
+
+
+def test_the_candidates_of_a_folder_all_stay(folder: Path) -> None:
+    patterns = ["reranking/*", "instruction_reranking/*"]
+    whole, few = (load_suite(SuiteConfig(folder=folder, tasks=patterns, max_documents=most)) for most in (None, 2))
+    for one, other in zip(whole.tasks, few.tasks, strict=True):
+        sizes = [len(entry.task.dataset["default"]["test"]["corpus"]) for entry in (one, other)]  # type: ignore[index]
+        assert sizes[0] == sizes[1] > 2, one.name

@@ -47,12 +47,51 @@ def test_a_failed_task_is_reported_the_others_run_and_the_exit_code_says_so(eval
     scores = json.loads(Path("scores.json").read_text())
     assert scores["tasks"]["sts/good"]["score"] > 0.2
     assert scores["speed"]["texts/s, 16 tokens"] > 0
+    assert " ".join(f"on: {scores['speed']['on']}".split()) in " ".join(result.stdout.split())
     fine = eyas("eval", MODEL, "--suite", str(evaluation), "tasks=[sts/good]", "--out", "again.json")
     assert fine.exit_code == 0, fine.output
     compared = eyas("compare", "scores.json", "again.json", "--json")
     cells = json.loads(compared.stdout)["tasks"]["sts/good"]["runs"]
     assert cells["again.json"]["difference"] == 0
     assert cells["again.json"]["noise"]
+
+
+def test_kept_scores_are_of_the_same_data_and_of_the_same_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval.suite import SuiteConfig
+    from launch import scoring
+
+    mirror, elsewhere = tmp_path / "mirror", tmp_path / "elsewhere"
+    for folder in (mirror / "mteb" / "copied", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "test.jsonl").write_text("a row")
+    (mirror / "mteb" / "linked").symlink_to(elsewhere, target_is_directory=True)
+    config = SuiteConfig(official=["STSBenchmark"], mirror=mirror)
+
+    def facts() -> str:
+        return json.dumps(scoring.suite_facts(config, tmp_path / "held out"), sort_keys=True)
+
+    seen = [facts()]
+    assert facts() == seen[0]
+    for folder in (mirror / "mteb" / "copied", elsewhere):
+        (folder / "test.jsonl").write_text("another row")
+        seen.append(facts())
+    for package in ("mteb", "scikit-learn"):
+        monkeypatch.setattr(scoring, "version", lambda name, other=package: "9" if name == other else "1")
+        seen.append(facts())
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_mean_that_decides_is_not_taken_of_a_part_of_the_tasks() -> None:
+    from launch.scoring import curve_values
+
+    done = {"kind": "sts", "score": 0.5}
+    scores = {"tasks": {"a": done, "b": done}, "kinds": {"sts": 0.5}, "means": {"task_type": 0.5}}
+    assert curve_values(scores, decides=True) == {"eval/sts": 0.5, "eval/mean": 0.5}
+    scores["tasks"]["b"] = {"kind": "sts", "failed": "no memory"}
+    assert curve_values(scores) == {"eval/sts": 0.5, "eval/mean": 0.5}
+    assert curve_values(scores, decides=True) == {"eval/sts": 0.5}
 
 
 def test_a_run_says_by_its_exit_code_that_a_task_failed(evaluation: Path, finished: Path) -> None:
