@@ -1,14 +1,14 @@
 # eyas in a container. On a machine with GPUs:
 #
 #   docker build -t eyas .
-#   docker run --gpus all -v "$PWD:/data" eyas run mine.yaml
+#   docker run --gpus all --ipc=host -u "$(id -u):$(id -g)" -e HOME=/data -v "$PWD:/data" eyas run mine.yaml
 #
-# Recipes, runs and cache lie in the folder mounted at /data. docs/status.md says whether anybody has built this.
+# Recipes, runs and cache lie in the folder mounted at /data, what is fetched from the hub too (HOME). docs/status.md says whether anybody has built this.
 FROM python:3.12-slim
 
-# git: a run records the state of its working folder.
+# git: a run records the state of its working folder. gcc: Triton compiles what `compute.compile` asks for.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends git \
+    && apt-get install -y --no-install-recommends git gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /eyas
@@ -25,7 +25,7 @@ COPY launch launch
 COPY configs configs
 RUN pip install --no-cache-dir -c constraints.txt '.[eval,demo,wandb,lora,mine,documents,clean]'
 
-# Nobody needs root in there; -u "$(id -u)" makes what is written yours.
+# Nobody needs root in there; -u, as above, makes what is written yours.
 RUN useradd --create-home eyas
 USER eyas
 WORKDIR /data

@@ -357,7 +357,7 @@ def main() -> None:
         print(json.dumps({"peak_bytes": peak_of_short_pairs(data, given.one_size)}))
     elif given.memory:
         sizes = (4_000, 8_000) if given.smoke else given.sizes
-        report({"benchmark": "prepare", **measure_memory(data, sizes)})
+        report({"benchmark": "prepare", **measure_memory(data, sizes)}, save=given.save, name="prepare_memory")
     else:
         report({"benchmark": "prepare", **measure(data, 4_000 if given.smoke else given.rows)}, save=given.save)
 

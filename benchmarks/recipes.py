@@ -214,15 +214,18 @@ class Experiment:
             end = log.read_text(encoding="utf-8", errors="replace")[-2_000:]
             raise RuntimeError(f"{' '.join(words[:3])} ({name}) failed with exit code {done.returncode}:\n{end}")
 
-    def prepared(self) -> Path:
-        """The folder of the prepared data, once a pace is known."""
-        record = next(self.work.glob("pace-*/steps/prepare.json"))
+    def prepared(self, steps: int) -> Path:
+        """The folder of the prepared data, once the pace of a run of so many steps is known."""
+        record = self.work / f"pace-{self._pace_file(steps).stem}" / "steps" / "prepare.json"
         return Path(read_json(record)["result"]["outputs"][0])
+
+    def _pace_file(self, steps: int) -> Path:
+        recipe = load_config(Recipe, self.recipe, self.settings).model_dump(mode="json")
+        return self.work / "paces" / f"{fingerprint([recipe, steps])}.json"
 
     def pace(self, steps: int) -> Pace:
         """The pace of a run of so many steps; kept, so that a benchmark that goes on plans the same steps."""
-        recipe = load_config(Recipe, self.recipe, self.settings).model_dump(mode="json")
-        path = self.work / "paces" / f"{fingerprint([recipe, steps])}.json"
+        path = self._pace_file(steps)
         if not path.is_file():
             name = f"pace-{path.stem}"
             steps = 2 * SMOKE_STEPS if self.smoke else steps
@@ -255,12 +258,14 @@ class Experiment:
         card: dict[str, Any] = read_json(run / "scorecard.json")
         if card["failed"]:
             raise RuntimeError(f"{run}: tasks of the suite failed: {card['failed']}")
-        path, of = run / "outcome.json", sha256_file(run / "scorecard.json")
-        if not path.is_file() or read_json(path)["scorecard"] != of:
+        path, of, log = run / "outcome.json", sha256_file(run / "scorecard.json"), sha256_file(run / "metrics.jsonl")
+        before = read_json(path) if path.is_file() else {}
+        if before.get("scorecard") != of:
             seconds = sum(line["seconds"] for line in steps_logged(run))
             facts = {"seed": seed, "steps": steps, "train_seconds": seconds, "pace": pace.__dict__}
-            made_from = {"made_from": self.made_from(minutes), "scorecard": of}
-            write_json(path, {**outcome(card), **facts, **made_from, "ran": ran()})
+            made_from = {"made_from": self.made_from(minutes), "scorecard": of, "log": log}
+            here = before["ran"] if before.get("log") == log else ran()  # scored again, trained where it was
+            write_json(path, {**outcome(card), **facts, **made_from, "ran": here})
         found: dict[str, Any] = read_json(path)
         say(f"{name}: {steps} steps in {found['train_seconds']:.0f} s, kept {found['retention']:.4f}")
         return found

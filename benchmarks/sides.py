@@ -68,7 +68,9 @@ class Ours:
         accelerator = Accelerator(cpu=case.device == "cpu", mixed_precision=_precision(case))
         student = StudentConfig(start=PretrainedStudent(model=case.model), max_tokens=case.max_tokens)
         module = build_student(student, None, 0, project=False).to(case.device).train()
-        _ = module.embedder.packs_alike  # found out by a pass of its own, as the loop does before layers are compiled
+        _ = module.embedder.causal  # found out by passes of their own, as the loop does before layers are compiled
+        with accelerator.autocast():
+            _ = module.embedder.packs
         if case.compiled:
             compile_layers(module.embedder.backbone)
         if case.layer_checkpointing:

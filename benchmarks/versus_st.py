@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from benchmarks.common import arguments, report, saved_path, say
+from benchmarks.common import arguments, machine, report, saved_path, say
 from benchmarks.outcomes import ran, saved_runs
 from benchmarks.pairs import TEACHER
 from benchmarks.recipes import (
@@ -91,7 +91,10 @@ class Peer:
 
     def __init__(self, experiment: Experiment, recipe: Recipe, data: Path) -> None:
         self._experiment, self._recipe = experiment, recipe
-        self.folder = experiment.work / "peer"
+        same = recipe.model_dump(mode="json", exclude={"output", "cache"})
+        self.folder = (
+            experiment.work / f"peer-{fingerprint([same, data.name])[:8]}"
+        )  # of another recipe it keeps nothing
         self._texts = self.folder / "texts.json"
         if not self._texts.is_file():
             texts = Texts.load(data / "texts")
@@ -99,13 +102,14 @@ class Peer:
 
     def start(self, name: str) -> Path:
         """The untrained student with its layers as `copied`, or `folded`; the seconds of it lie beside its weights."""
-        path = self.folder / "starts" / name
+        path = self.folder / "starts" / f"{name}-{machine()['commit']}"
         if not path.is_dir():
             student = build_student(self._recipe.student, Embedder.from_pretrained(TEACHER), self._recipe.seed)
             rows = self._rows(student.embedder) if name == "folded" else []  # neither side's time holds its tokenizing
             begin = time.perf_counter()
             if rows:
-                read = covering(rows, FOLD_TEXTS, student.embedder.specials)
+                first = [student.embedder.cut(row) for row in rows[:FOLD_TEXTS]]
+                read = covering(first, rows[FOLD_TEXTS:], student.embedder.specials)
                 fold(student.embedder, student.lower[0], read)
             seconds = time.perf_counter() - begin
             with new_folder(path) as folder:
@@ -193,7 +197,7 @@ class Versus:
         first = next(iter(self.paces.values()))
         self.vector_seconds = first.teacher_seconds() + first.token_seconds  # the peer's Trainer tokenizes as it trains
         self.recipe = load_config(Recipe, self.experiment.recipe, self.experiment.overrides("any"))
-        self.data = self.experiment.prepared()
+        self.data = next(iter(of_size.values())).prepared(fixed.pace_steps)
         self.peer = Peer(self.experiment, self.recipe, self.data)
         self.peer_vectors = self.peer.vectors()
         self.peer_paces = {
