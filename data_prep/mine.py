@@ -130,7 +130,7 @@ def mine(
         mined = miner.run(lambda rows: display.advance(task, rows))
     negatives = _merged(mined, examples, config)
     statistics = miner.statistics.report(examples, negatives, len(miner.rows), config.negatives)
-    with new_folder(out) as folder:
+    with new_folder(out, made_from) as folder:
         write_table(folder / "examples", EXAMPLES, _batches(data, negatives))
         write_manifest(folder, made_from, statistics=statistics)
     return statistics

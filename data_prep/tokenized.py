@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_prep.tables import TOKENS, Ragged, Texts, Tokens, write_table
 from data_prep.units import cut_units, text_bytes
-from embedding.files import new_folder, read_manifest, write_manifest
+from embedding.files import is_made_from, new_folder, read_manifest, write_manifest
 from embedding.instruction import Template
 from embedding.tokens import specials, tokenize
 
@@ -35,10 +35,9 @@ def tokenize_texts(data: Path, tokenizer: PreTrainedTokenizerBase, template: Tem
     Nothing is done where `out` was made from the same texts, tokenizer and template.
     """
     made_from = tokens_fingerprint(data, tokenizer, template)
-    manifest = read_manifest(out)
-    if manifest is None or manifest["made_from"] != made_from:
+    if not is_made_from(out, made_from):
         texts = Texts.load(data / "texts")
-        with new_folder(out) as folder:
+        with new_folder(out, made_from) as folder:
             write_table(folder, TOKENS, _batches(texts, tokenizer, template))
             write_manifest(folder, made_from, texts=len(texts), suffix=len(specials(tokenizer).after))
     return Tokens.load(out)

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from data_prep.reduce import FILE
@@ -41,7 +41,7 @@ def push(store: Path, place: str, *, private: bool = True) -> Copied:
     """Send a store to `hf://USER/NAME`, or to its own folder below a folder.
 
     Raises:
-        ValueError: no store; another teacher's store is there; or the hub refuses.
+        ValueError: no store; the store of another teacher or reduction is there; or the hub refuses.
         OSError: it cannot be written there. What has arrived stays.
     """
     manifest = _manifest(store)
@@ -53,8 +53,9 @@ def push(store: Path, place: str, *, private: bool = True) -> Copied:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         there = set(api.list_repo_files(repository, repo_type="dataset"))
         if MANIFEST in there:
-            theirs = read_json(Path(hf_hub_download(repository, MANIFEST, repo_type="dataset")))
-            _same_store(place, manifest, theirs)
+            _same_store(place, manifest, read_json(_file_of_hub(api, repository, MANIFEST)))
+        if FILE in there:
+            _same_reduction(place, store, _file_of_hub(api, repository, FILE))
         new = [path for path in sound if f"{SHARDS}/{path.name}" not in there]
         api.upload_folder(
             repo_id=repository,
@@ -72,19 +73,21 @@ def pull(place: str, stores: Path) -> Copied:
     """Fetch a store from `hf://USER/NAME`, or from its folder, into its own folder below `stores`.
 
     Raises:
-        ValueError: no store there, another one in its place here, or the hub does not give it.
+        ValueError: no store there, another one or another reduction in its place here, or the hub does not give it.
         OSError: it cannot be written here. What has arrived stays.
     """
     if not place.startswith(HUB):
         source = Path(place)
         return copy_store(source, stores / _manifest(source)["fingerprint"])
-    repository = place.removeprefix(HUB)
+    repository, api = place.removeprefix(HUB), HfApi()
     try:
-        manifest = read_json(Path(hf_hub_download(repository, MANIFEST, repo_type="dataset")))
+        manifest = read_json(_file_of_hub(api, repository, MANIFEST))
         target = stores / str(manifest["fingerprint"])
         _same_store(str(target), manifest, read_manifest(target))
+        if (target / FILE).is_file() and FILE in api.list_repo_files(repository, repo_type="dataset"):
+            _same_reduction(str(target), target, _file_of_hub(api, repository, FILE))
         before = {path.name for path in (target / SHARDS).glob(f"*{SUFFIX}")}
-        snapshot_download(repository, repo_type="dataset", local_dir=target, allow_patterns=KEPT)
+        api.snapshot_download(repository, repo_type="dataset", local_dir=target, allow_patterns=KEPT)
     except HUB_ERRORS as error:
         raise _hub_error(place, error) from None
     shutil.rmtree(target / ".cache", ignore_errors=True)
@@ -104,8 +107,8 @@ def copy_store(source: Path, target: Path) -> Copied:
     if source.resolve() == target.resolve():
         raise ValueError(f"{target}: source and target are the same folder")
     _same_store(str(target), manifest, read_manifest(target))
-    if (source / FILE).is_file() and (target / FILE).is_file() and not _same_file(source / FILE, target / FILE):
-        raise ValueError(f"{target}: its {FILE} is another one, so its numbers mean something else; use another folder")
+    if (target / FILE).is_file():
+        _same_reduction(str(target), source, target / FILE)
     (target / SHARDS).mkdir(parents=True, exist_ok=True)
     for name in (FILE, MANIFEST):
         if (source / name).is_file() and not (target / name).is_file():
@@ -133,6 +136,20 @@ def _same_store(place: str, ours: dict[str, Any], theirs: dict[str, Any] | None)
         raise ValueError(f"{place}: another store is there: {'; '.join(changed)}; choose another place")
 
 
+def _same_reduction(place: str, store: Path, other: Path) -> None:
+    """The axes are fitted to the texts that came first, which a store's fingerprint does not tell: two stores with one
+    fingerprint may hold numbers that mean different things."""
+    if (store / FILE).is_file() and sha256_file(store / FILE) != sha256_file(other):
+        raise ValueError(
+            f"{place}: its {FILE} is another one, fitted to other texts, so its numbers mean something else; choose "
+            "another place, or pull that store before the first `eyas embed`"
+        )
+
+
+def _file_of_hub(api: HfApi, repository: str, name: str) -> Path:
+    return Path(api.hf_hub_download(repository, name, repo_type="dataset"))
+
+
 def _sound(store: Path) -> tuple[list[Path], list[str]]:
     """(sound shards, names of damaged ones)."""
     files = sorted((store / SHARDS).glob(f"[!.]*{SUFFIX}"))
@@ -149,10 +166,6 @@ def _copy(source: Path, target: Path) -> None:
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return sha256_file(one) == sha256_file(other)
 
 
 def _hub_error(place: str, error: Exception) -> Exception:

@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, manifests with the fingerprint of what made them, content keys."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -82,10 +83,15 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, made_from: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """A temporary folder beside `path` that, when the block ends well, is fsynced and renamed onto `path`.
 
-    An older folder at `path` is replaced only then. When the block raises, the temporary folder is removed.
+    An older folder at `path` is replaced only then. When the block raises, the temporary folder is removed. Any number
+    of processes may do this at the same time.
+
+    Args:
+        made_from: what the block's manifest says. A folder that another process has made from the same meanwhile stays,
+            since it may be in use by now, and the one of this block is dropped. None: the last one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -95,16 +101,30 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in sorted(aside.rglob("*")):
             sync_folder(file) if file.is_dir() else _sync_file(file)
         sync_folder(aside)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.rename(path)
+        _put(aside, path, made_from)
         sync_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(aside: Path, path: Path, made_from: Mapping[str, Any] | None) -> None:
+    """Rename `aside` onto `path`, out of the way of what lies there unless that is to stay; see `new_folder`."""
+    replaced = []
+    while True:
+        try:
+            aside.rename(path)  # asked of the file system, not before: of two writers that see no folder one is later
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if made_from is not None and is_made_from(path, made_from):
+            break
+        old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+        with contextlib.suppress(FileNotFoundError):  # another writer has taken it away
+            path.rename(old)
+            replaced.append(old)
+    for old in replaced:
+        shutil.rmtree(old)
 
 
 def _sync_file(path: Path) -> None:
@@ -147,6 +167,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, or None where there is none."""
     path = folder / MANIFEST
     return dict(read_json(path)) if path.is_file() else None
+
+
+def is_made_from(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether a folder has a manifest, and was made from just this."""
+    manifest = read_manifest(folder)
+    return manifest is not None and bool(manifest["fingerprint"] == fingerprint(made_from))
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

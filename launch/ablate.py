@@ -23,16 +23,19 @@ import yaml
 from pydantic import Field, model_validator
 
 from embedding.config import Config, dump_config, load_config
-from embedding.files import fingerprint, read_json, write_text
+from embedding.files import expanded, fingerprint, read_json, write_text
 from eval.study import Study, Trial, study
 from eval.study_page import markdown, page, table_csv
+from eval.suite import SuiteConfig
 from launch.engine import TASK_FAILED, Engine, engine_module, python_words
 from launch.local import check as check_here
 from launch.local import threads
+from launch.prepared import prepared_facts
 from launch.queue import queued
 from launch.runs import holder, read_run
 from launch.slurm import check_cluster, submit_array
-from train.recipe import Recipe
+from launch.workspace import Workspace
+from train.recipe import BuiltStudent, Recipe
 
 WAIT_SECONDS = 2.0
 """Between two looks at a run that another process works on."""
@@ -45,7 +48,7 @@ class StudyConfig(Config):
     base: str
     """The recipe that every variant changes: a file beside the study's, or one shipped with eyas."""
     settings: dict[str, Any] = Field(default={})
-    """Changes to the base that all variants share, as `stages.0.steps: 100`."""
+    """Changes to the base that all variants share, as `tracking.evaluate_every: 0`."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     variants: dict[str, dict[str, Any]] = Field(default={})
     """Changes by name; `{}` is the base itself."""
@@ -85,6 +88,64 @@ def _short(key: str, value: Any) -> str:
     return f"{key.rpartition('.')[2]}-" + re.sub(r"[^A-Za-z0-9.]+", "-", str(value)).strip("-")
 
 
+class Present:
+    """What lies now where recipes say: their data, the folder of their suite, the one that their student starts from.
+    Each is read once, since all of it is."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.found: dict[str, str | None] = {}
+
+    def changed(self, recipe: Recipe, steps: Path) -> str:
+        """Which of them are no longer what a finished run was made from, going by its `steps`; "" where all are.
+
+        What cannot be read any more is said, once, and taken to be unchanged: a result outlives its data.
+        """
+        # Not of run.json, which speaks of the last command: that may have embedded new data and trained nothing.
+        trained = read_json(steps / "export.json")["made_from"]["training"]["inputs"]
+        scored = read_json(steps / "evaluate.json")["made_from"]["suite"]["files"]
+        start, suite = recipe.student.start, recipe.suite
+        looks: dict[str, tuple[Any, Callable[[], str | None], str | None]] = {
+            "data": ([recipe.data, suite], lambda: _data_now(recipe), trained["data"]),
+            "suite": (suite, lambda: _suite_now(suite), scored),
+            "student's start": (start, lambda: _start_now(recipe), trained.get("start")),
+        }
+        return " and ".join(
+            f"its {name}" for name, (of, look, was) in looks.items() if self._now(name, of, look) not in (None, was)
+        )
+
+    def _now(self, name: str, of: Any, look: Callable[[], str | None]) -> str | None:
+        asked = fingerprint([name, of])
+        if asked not in self.found:
+            try:
+                self.found[asked] = look()
+            except (ValueError, OSError) as error:
+                self.found[asked] = None
+                self.say(f"whether the {name} changed cannot be told, so what is finished is taken as it is: {error}")
+        return self.found[asked]
+
+
+def _data_now(recipe: Recipe) -> str:
+    _suite_now(recipe.suite)  # whose texts are kept out of the data; of a folder that is gone that would be none
+    return fingerprint(prepared_facts(recipe))
+
+
+def _suite_now(suite: SuiteConfig) -> str | None:
+    """None where it is held out of the data."""
+    if suite.folder is not None and not suite.folder.is_dir():
+        raise ValueError(f"{suite.folder} is not a folder; expected the suite's data there")
+    from launch.scoring import suite_facts  # mteb takes seconds
+
+    return None if suite.folder is None else str(suite_facts(suite, suite.folder)["files"])
+
+
+def _start_now(recipe: Recipe) -> str | None:
+    """None where it is no folder: the teacher, a package, or a model of the hub, which is not asked."""
+    start = recipe.student.start
+    name = start.tokenizer if isinstance(start, BuiltStudent) else start.model
+    return Workspace(recipe).start.get("start") if Path(expanded(name)).is_dir() else None
+
+
 @dataclass(frozen=True)
 class Run:
     """One training of a study."""
@@ -93,6 +154,7 @@ class Run:
     seed: int
     recipe: Recipe
     config: Path
+    present: Present
 
     @property
     def folder(self) -> Path:
@@ -101,17 +163,19 @@ class Run:
 
     @property
     def lacks(self) -> str:
-        """Why its result cannot be taken; "" where it was finished, from this very recipe."""
-        config = self.folder / "config.yaml"
-        ended = (self.folder / "scorecard.json").is_file() and read_run(self.folder, self.recipe.output).state == "done"
-        if not ended or not config.is_file():
+        """Why its result cannot be taken; "" where it was finished, from this very recipe and what it names."""
+        config, steps = self.folder / "config.yaml", self.folder / "steps"
+        left = [self.folder / "scorecard.json", config, steps / "export.json", steps / "evaluate.json"]
+        if not all(path.is_file() for path in left) or read_run(self.folder, self.recipe.output).state != "done":
             return "not finished"
-        same = config.read_text(encoding="utf-8") == dump_config(self.recipe)
-        return "" if same else "finished from another recipe; the same command does it again"
+        if config.read_text(encoding="utf-8") != dump_config(self.recipe):
+            return "finished from another recipe; the same command does it again"
+        changed = self.present.changed(self.recipe, steps)
+        return f"finished before {changed} changed; the same command does it again" if changed else ""
 
     @property
     def done(self) -> bool:
-        """Whether it was finished, from this very recipe."""
+        """Whether it was finished, from this very recipe and what it names."""
         return not self.lacks
 
 
@@ -127,6 +191,7 @@ class Ablation:
         self.config = load_config(StudyConfig, file)
         self.file = file
         self.say = say
+        self.present = Present(say)
         beside = file.parent / self.config.base
         self.base = beside if beside.is_file() else Path(self.config.base)
         self.variants = self.config.all_variants()
@@ -146,7 +211,7 @@ class Ablation:
         except ValueError as error:
             raise ValueError(f"{self.file}: variant {variant!r}: {error}") from None
         recipe = recipe.model_copy(update={"output": recipe.output / self.config.name})
-        return Run(variant, seed, recipe, recipe.output / "configs" / f"{recipe.name}.yaml")
+        return Run(variant, seed, recipe, recipe.output / "configs" / f"{recipe.name}.yaml", self.present)
 
     # ------------------------------------------------------------------------------------------------------ running
 
@@ -154,7 +219,8 @@ class Ablation:
         """Refuse for the whole study what would be refused for each of its runs.
 
         Raises:
-            ValueError: no such engine, or not one for studies, or it has fewer GPUs, nodes or time.
+            ValueError: no such engine, or not one for studies, or it has fewer GPUs, nodes or time, or its processes do
+                not divide a batch.
         """
         if engine.on is None:
             return
@@ -167,6 +233,8 @@ class Ablation:
             check_here(engine)
         elif not engine.dry_run:
             check_cluster(engine)
+        for run in self.runs:
+            run.recipe.check_ranks(engine.nodes * engine.ranks)
 
     def start(self, engine: Engine, jobs: int) -> bool:
         """Do what is not finished; returns whether the result is there to be looked at (else it waits in a queue).
@@ -189,6 +257,7 @@ class Ablation:
                 self._share(due)
             if due:
                 self._local(due, engine, jobs)
+                self.present.found.clear()  # it may have changed while they ran
         return True
 
     def _submit(self, due: Sequence[Run], engine: Engine, jobs: int) -> bool:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.disk import in_bytes, shortages
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -71,6 +73,7 @@ def plan(
     console = Console()
     kinds = [find_gpu(name) for name in gpu or DEFAULT_GPUS]
     recipe = load_config(Recipe, config, overrides or ())
+    recipe.check_ranks(gpus)
     data = recipe.cache / "data" / fingerprint(prepared_facts(recipe))
     prepare_data(recipe)
     teacher = Known(None, None)
@@ -123,14 +126,15 @@ def show(
         for part, by_kind in (("teacher", teachers), ("training", trainings))
         if any(by_kind.values()) and not any(on is not None and not on.change for on in by_kind.values())
     ]
-    if shortage := _disk(recipe, found):
+    for shortage in shortages(recipe, found):
         console.print(f"[red]does not fit:[/] {escape(shortage)}", soft_wrap=True)
         failures.append("disk")
     given = "as --mfu says" if mfu else "about what one H200 reached (--mfu for another share)"
     console.print(
         f"Time is operations / (published dense rate x share); {embeds:g} for the teacher, {trains:g} in training: "
-        f"{given}. Memory of training: 16 bytes a parameter (AdamW in fp32), 2 more for bf16 copies, and one chunk "
-        "of the longest text; what is left keeps activations.",
+        f"{given}. Memory of training: 16 bytes a parameter (AdamW in fp32; a frozen one beside adapters 4, in 4 bits "
+        "0.56), 2 more for bf16 copies, and one chunk of the longest text; what is left keeps activations. Device time "
+        "is that of all GPUs together: divide it by their number.",
         style="dim",
     )
     console.print("; ".join(f"{kind.name}: {kind.source}" for kind in kinds), style="dim")
@@ -145,11 +149,13 @@ def _facts(recipe: "Recipe", found: "Forecast") -> list[tuple[str, str]]:
         name += f": {found.teacher.parameters / 1e6:,.1f}M parameters, vectors of {found.teacher.width or 'unknown'}"
     rows.append(("teacher", name))
     rows.append(("  reads", f"{texts.count:,} texts, {_tokens(texts)}; {found.missing:,} have no vector yet"))
-    size = "unknown: the width of its vectors is" if found.store_bytes is None else _bytes(found.store_bytes)
+    size = "unknown: the width of its vectors is" if found.store_bytes is None else in_bytes(found.store_bytes)
     rows.append(("  store", f"{size} in {recipe.cache / 'vectors'}"))
     if found.student is not None:
         kept = f"{found.activation_bytes / 1e3:,.0f} kB of activations a token in bf16"
-        rows.append(("student", f"{found.student.parameters / 1e6:,.1f}M parameters, {kept}"))
+        adapters = found.weights.adapters if found.weights else 0
+        trained = f"; {adapters / 1e6:,.2f}M more in adapters are trained" if adapters else ""
+        rows.append(("student", f"{found.student.parameters / 1e6:,.1f}M parameters, {kept}{trained}"))
     for stage in found.stages:
         rows.append(
             (f"  {stage.name}", f"{stage.steps:,} steps of {stage.batch_tokens:,.0f} tokens, estimated from rows drawn")
@@ -166,14 +172,6 @@ def _tokens(texts: "Lengths") -> str:
     return f"{texts.tokens:,.0f} tokens ({how[texts.how]})"
 
 
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
-
-
 def _cells(on: "OnGpu | None") -> tuple[str, str]:
     if on is None:
         return "–", "–"
@@ -186,24 +184,3 @@ def _time(hours: float) -> str:
     if seconds >= 360:
         return f"{hours:,.1f} h"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-
-
-def _disk(recipe: "Recipe", found: "Forecast") -> str:
-    """What the disk of cache and run lacks; "" where all fits."""
-    import shutil
-
-    store = (found.vector_bytes or 0) * found.missing
-    tokens = 4 * found.teacher_texts.tokens
-    checkpoints = 12 * (recipe.tracking.keep + 1) * (found.student.parameters if found.student else 0)
-    place = recipe.cache.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    need = store + tokens + checkpoints
-    if need <= free:
-        return ""
-    parts = f"vectors {_bytes(store)}, tokens {_bytes(tokens)}, checkpoints {_bytes(checkpoints)}"
-    return (
-        f"{place}: {_bytes(free)} free, {_bytes(need)} needed ({parts}); set cache and output to a larger disk, or "
-        + ("tracking.keep=1" if checkpoints > store else "teacher.store.dtype=int8 or teacher.store.pca=…")
-    )

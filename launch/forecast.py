@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.mine import MineConfig
+from data_prep.reduce import StoreConfig
+from data_prep.shards import Stored
 from data_prep.tables import Examples, Texts
 from data_prep.teacher import vector_keys
 from data_prep.vectors import VectorStore, first_rows
@@ -20,7 +22,7 @@ from embedding.files import read_json
 from embedding.instruction import BARE, Template
 from embedding.tokens import append_eos, specials, tokenize
 from launch.gpus import Gpu
-from launch.shapes import Known, Shape
+from launch.shapes import Known, Shape, Weights
 from train.calibrate import CUDA_SHARE
 from train.plan import StagePlan, check_matched, check_widths, foreseen, plan_stages, unread_instructions
 from train.recipe import Recipe, Stage
@@ -37,8 +39,13 @@ CONTEXT_GB = 1.0
 """What is left of a GPU's memory for us: without fragmentation, and CUDA's own context. Assumed."""
 MASTER_BYTES = 16
 """Of one trained parameter: fp32 weight, gradient, and AdamW's two moments."""
+FROZEN_BYTES = 4
+"""Of one that is not trained: its fp32 weight."""
+PACKED_BYTES = 0.5 + 4 / 64
+"""Of one in 4 bits: those, and an fp32 scale for each block of 64 (bitsandbytes' nf4)."""
 AUTOCAST_BYTES = 2
-"""Of one weight in a matrix product: its bf16 copy under autocast."""
+"""Of one weight in a matrix product: its bf16 copy under autocast. The graph keeps that of a frozen one too, which the
+gradient of its input needs."""
 Kind = Literal["counted", "sampled", "guessed"]
 
 
@@ -88,11 +95,18 @@ class Forecast:
     examples: int
     teacher: Shape | None
     student: Shape | None
+    weights: Weights | None
+    """The student's, as they are held in training; None where its shape is unknown."""
     teacher_texts: Lengths
+    student_texts: Lengths
+    """Every text as the student's tokens have it: whole."""
     missing: int
     """Of the teacher's texts: those without a vector in the store yet."""
     vector_bytes: int | None
     """Of one vector with its key; None where the teacher's width is unknown."""
+    sample_bytes: int
+    """Of the whole vectors that `teacher.store.pca` is fitted to before it stores its own; 0 where it was, or where
+    the teacher's width is unknown."""
     stages: list[StageCost]
     activation_bytes: float
     """Of one token of the student in training."""
@@ -140,19 +154,26 @@ def forecast(
         check_matched(recipe.stages, shape.width, stored_width)
     if shape is not None and shape.width:
         check_widths(recipe.stages, shape.width)
+    whole = (teacher.shape.width if teacher.shape else 0) or width or 0
+    missing, begun = _missing(recipe, keys_N2[distinct])
     unknown = [line for line in (teacher.why,) if line]
     if tokenizer is None:
         unknown.append(f"the student's tokenizer: its tokens are guessed at {BYTES_PER_TOKEN:g} bytes each")
     if shape is None:
         unknown.append("the student's size: give the model it starts from as a folder")
+    elif recipe.student.lora is not None and shape.config is None:
+        unknown.append("the adapters' size, which is left out: give the model it starts from as a folder")
     return Forecast(
         texts=len(texts),
         examples=len(examples.queries),
         teacher=teacher.shape,
         student=shape,
+        weights=shape.weights(recipe.student.lora) if shape else None,
         teacher_texts=read,
-        missing=_missing(recipe, keys_N2[distinct]),
-        vector_bytes=_vector_bytes(recipe, stored_width) if stored_width else None,
+        student_texts=_lengths(texts, np.arange(len(texts)), tokenizer, template, None),
+        missing=missing,
+        vector_bytes=_vector_bytes(recipe.teacher.store.dtype, stored_width) if stored_width else None,
+        sample_bytes=0 if begun else _sample_bytes(recipe, missing, whole),
         stages=[_stage(plan, texts, examples, recipe.mine, tokenizer, template, shape) for plan in plans],
         activation_bytes=shape.activation_bytes(torch.bfloat16) if shape else 0.0,
         unknown=unknown,
@@ -160,21 +181,32 @@ def forecast(
     )
 
 
-def _vector_bytes(recipe: Recipe, width: int) -> int:
-    return 16 + (width + 4 if recipe.teacher.store.dtype == "int8" else 2 * width)
+def _vector_bytes(dtype: Stored, width: int) -> int:
+    return 16 + (width + 4 if dtype == "int8" else 2 * width)
 
 
-def _missing(recipe: Recipe, keys_N2: np.ndarray) -> int:
-    """How many vectors no pass of this teacher has stored yet, going by the records of finished passes."""
+def _sample_bytes(recipe: Recipe, missing: int, width: int) -> int:
+    """Of the sample that a reduction is fitted to, which `data_prep.embed` keeps whole in a store of its own."""
+    store = recipe.teacher.store
+    if not store.pca or not width or recipe.teacher.kind == "imported":
+        return 0
+    return min(missing, store.pca_sample) * _vector_bytes(StoreConfig().dtype, width)
+
+
+def _missing(recipe: Recipe, keys_N2: np.ndarray) -> tuple[int, bool]:
+    """(how many vectors no pass of this teacher has stored yet, whether there was one), going by the records of
+    finished passes."""
     asked = recipe.teacher.model_dump(mode="json")
     absent = np.ones(len(keys_N2), dtype=bool)
+    begun = False
     for path in sorted((recipe.cache / "steps").glob("embed-*.json")):
         record = read_json(path)
         result = record["result"]
         store = recipe.cache / result["outputs"][0]
         if record["made_from"]["teacher"] == asked and store.is_dir():
             absent &= VectorStore.open(store, result["identity"], result["width"]).missing(keys_N2)
-    return int(absent.sum())
+            begun = True
+    return int(absent.sum()), begun
 
 
 def _lengths(
@@ -305,11 +337,12 @@ def _mend_teacher(
 
 def training_on(gpu: Gpu, gpus: int, recipe: Recipe, found: Forecast, mfu: float) -> OnGpu | None:
     """The training on `gpus` of them with whole copies (DDP); None where the student's size is unknown."""
-    shape = found.student
-    if shape is None:
+    shape, weights = found.student, found.weights
+    if shape is None or weights is None:
         return None
-    master = shape.parameters * MASTER_BYTES / 1e9
-    copies = 0.0 if recipe.compute.precision == "fp32" else shape.matrices * AUTOCAST_BYTES / 1e9
+    master = weights.trained * MASTER_BYTES + weights.frozen * FROZEN_BYTES + weights.packed * PACKED_BYTES
+    master /= 1e9
+    copies = 0.0 if recipe.compute.precision == "fp32" else weights.products * AUTOCAST_BYTES / 1e9
     per_token = found.activation_bytes
     checkpointed = 2.0 * shape.width * shape.layers + per_token / max(shape.layers, 1)
     kept = checkpointed if recipe.compute.layer_checkpointing else per_token
@@ -329,7 +362,8 @@ def training_on(gpu: Gpu, gpus: int, recipe: Recipe, found: Forecast, mfu: float
         return OnGpu(need, flops / rate / 3600, "")
     if not recipe.compute.layer_checkpointing and master + copies + longest * checkpointed / 1e9 <= room:
         return OnGpu(need, None, "compute.layer_checkpointing=true")
-    begins = shape.parameters * 4 / 1e9 <= room  # with the whole weights on every GPU, also where they are sharded then
+    # With the whole weights on every GPU, also where they are sharded then; those in 4 bits never are.
+    begins = shape.parameters * 4 / 1e9 <= room and not weights.packed
     fitting = (n for n in (2, 4, 8, 16, 32, 64) if begins and (master + copies) / n + chunk <= 0.9 * room)
     sharded = next(fitting, None)
     change = f"FSDP2 over {sharded} of them" if sharded else "shorter texts (stages.*.max_tokens) or a larger GPU"

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from embedding.files import expanded
 from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
 from train.fold import check_foldable
-from train.pruning import placed_layers
-from train.recipe import BuiltStudent, PrunedStudent
+from train.pruning import keep_layers, placed_layers
+from train.recipe import BuiltStudent, Lora, PrunedStudent
 from train.student import built_config
 
 TRACED_TOKENS = 16
@@ -26,6 +26,27 @@ TRACED_TOKENS = 16
 GPU do not keep, weigh nothing."""
 TRACED_TEXTS = 256
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A student's parameters in training, by how they are held."""
+
+    trained: int
+    """With gradient and AdamW's moments."""
+    frozen: int
+    """In fp32, as they are loaded."""
+    packed: int
+    """Frozen, in 4 bits."""
+    adapters: int
+    """Of the trained ones, those that are not the model's own; 0: no adapters."""
+    products: int
+    """In matrix products and not packed: autocast makes a bf16 copy of them."""
+
+    @property
+    def saved(self) -> int:
+        """Of a checkpoint, without the optimizer: 4 bits are unpacked for it."""
+        return self.trained + self.frozen + self.packed
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,30 @@ class Shape:
         """Operations of a forward pass: a third of `train.student.training_flops`, the same count."""
         pairs = float(np.square(length_n.astype(np.float64)).sum()) * (0.5 if self.causal else 1.0)
         return 2.0 * self.matrices * float(length_n.sum()) + 4.0 * self.attention * pairs
+
+    def weights(self, lora: Lora | None) -> Weights:
+        """How its parameters are held while it is trained whole, or with adapters (`train.lora.add_adapters`); those of
+        an unknown configuration are left out."""
+        if lora is None:
+            return Weights(self.parameters, 0, 0, 0, self.matrices)
+        layers = self._adapted(lora)
+        adapters = lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
+        packed = sum(layer.weight.numel() for layer in layers) if lora.four_bit else 0
+        return Weights(adapters, self.parameters - packed, packed, adapters, self.matrices - packed + adapters)
+
+    def _adapted(self, lora: Lora) -> list[nn.Linear]:
+        """The layers that adapters are put beside: the linear ones, or those whose name ends as the targets do."""
+        if self.config is None:
+            return []
+        with torch.device("meta"):
+            model = AutoModel.from_config(self.config)  # type: ignore[no-untyped-call]
+        linear = {name: x for name, x in model.named_modules() if isinstance(x, nn.Linear)}
+        return [
+            layer
+            for name, layer in linear.items()
+            if not name.startswith("pooler.")  # as in `shape_of`
+            and (lora.targets is None or any(f".{name}".endswith(f".{target}") for target in lora.targets))
+        ]
 
     def activation_bytes(self, dtype: torch.dtype) -> float:
         """Bytes a token that a forward pass keeps for the backward pass: traced on shapes, nothing is computed.
@@ -178,7 +223,5 @@ def known_student(start: Any, teacher: Known, other: Callable[[str, str | None],
     if start.fold and kept[0] > 0:
         with torch.device("meta"):
             check_foldable(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in kept]
+    keep_layers(config, kept)
     return replace(source, shape=replace(shape_of(config), width=source.shape.width))

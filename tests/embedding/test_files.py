@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,35 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
             (folder / "a").write_text(text)
     assert (tmp_path / "out" / "a").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("made_from", [None, {"data": 1}])
+def test_of_folders_written_at_the_same_time_one_is_there_and_none_fails(
+    made_from: dict[str, int] | None, tmp_path: Path
+) -> None:
+    writers = 4
+    finished = threading.Barrier(writers, timeout=60)
+
+    def write(path: Path) -> int:
+        """Which folder this writer finds when it is done; 0: none."""
+        with new_folder(path, made_from) as folder:
+            write_manifest(folder, {"data": 1})
+            finished.wait()
+        try:
+            return (path / "manifest.json").stat().st_ino
+        except FileNotFoundError:
+            return 0
+
+    with ThreadPoolExecutor(writers) as pool:
+        for turn in range(40):
+            place = tmp_path / str(turn)
+            found = set(pool.map(write, [place / "out"] * writers))
+            assert [p.name for p in place.iterdir()] == ["out"]
+            assert made_from is None or len(found) == 1, "whoever was first has opened it, and another took it away"
+    other = {"data": 2}
+    with new_folder(place / "out", other) as folder:
+        write_manifest(folder, other)
+    assert (read_manifest(place / "out") or {})["made_from"] == other, "what was made from something else is replaced"
 
 
 def test_fingerprints_ignore_order_and_see_values() -> None:

@@ -12,8 +12,12 @@ import psutil
 import pytest
 import yaml
 
-from embedding.config import CONFIGS, load_config
-from launch.ablate import Ablation, StudyConfig
+from embedding.config import CONFIGS, dump_config, load_config
+from embedding.files import fingerprint, write_json, write_text
+from launch.ablate import Ablation, Run, StudyConfig
+from launch.prepared import prepared_facts
+from launch.scoring import suite_facts
+from launch.workspace import Workspace
 from tests.launch.conftest import RECIPE, eyas, questions_and_answers, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +71,66 @@ def test_a_study_killed_half_way_goes_on_and_ends(place: Path) -> None:
     assert "<svg" in (place / "runs/rates/study.html").read_text()
     again = eyas("ablate", "study.yaml")
     assert "2 finished before" in again.stdout
+    with (place / "faq.jsonl").open("a") as file:
+        file.write('{"question": "What does a hawk eat?", "answer": "Mice."}\n')
+    assert all("before its data changed" in run.lacks for run in Ablation(Path("study.yaml"), print).runs)
     (place / "mine.yaml").write_text(RECIPE.replace("steps: 2", "steps: 1"))
     assert all("from another recipe" in run.lacks for run in Ablation(Path("study.yaml"), print).runs)
+
+
+def finish(run: Run) -> None:
+    """Leave behind what a study looks at in a finished run."""
+    recipe, steps = run.recipe, run.folder / "steps"
+    inputs = {"data": fingerprint(prepared_facts(recipe)), **Workspace(recipe).start}
+    suite = suite_facts(recipe.suite, recipe.suite.folder or Path("held-out"))
+    write_json(steps / "export.json", {"made_from": {"training": {"inputs": inputs}}})
+    write_json(steps / "evaluate.json", {"made_from": {"suite": suite}})
+    write_json(run.folder / "scorecard.json", {"means": {"task_type": {"student": 0.5}, "retention": 0.9}})
+    write_json(run.folder / "run.json", {"state": "done"})
+    write_text(run.folder / "config.yaml", dump_config(recipe))
+
+
+def test_a_finished_run_is_not_taken_over_once_what_its_paths_hold_has_changed(place: Path) -> None:
+    for folder in ("suite/sts", "start"):
+        (place / folder).mkdir(parents=True)
+    settings = {"suite.folder": "suite", "student.start": {"kind": "pretrained", "model": "start"}}
+    write(settings=settings)
+    said: list[str] = []
+    study = Ablation(Path("study.yaml"), said.append)
+    for run in study.runs:
+        finish(run)
+
+    def lacks() -> str:
+        found = {run.lacks for run in Ablation(Path("study.yaml"), said.append).runs}
+        return " | ".join(sorted(found))
+
+    assert lacks() == ""
+    texts = (place / "faq.jsonl").read_text()
+    (place / "faq.jsonl").write_text(texts + texts.splitlines()[0])
+    assert lacks().startswith("finished before its data changed; the same command")
+    (place / "faq.jsonl").write_text(texts)
+    (place / "suite/sts/notes.txt").write_text("new")
+    assert lacks().startswith("finished before its suite changed")
+    (place / "start/config.json").write_text("{}")
+    assert lacks().startswith("finished before its suite and its student's start changed")
+    assert not said, "all of it could be read"
+
+
+def test_a_result_outlives_its_data_and_a_hub_that_does_not_answer(place: Path) -> None:
+    hub = {"kind": "hub", "repository": "someone/questions", "query": "question", "positive": "answer"}
+    write(variants={"base": {}, "online": {"data.sources": [hub | {"revision": "0" * 40}]}})
+    for run in Ablation(Path("study.yaml"), print).runs:
+        finish(run)
+    recorded = Ablation(Path("study.yaml"), print).runs[1]
+    write(variants={"base": {}, "online": {"data.sources": [hub]}})
+    said: list[str] = []
+    study = Ablation(Path("study.yaml"), said.append)
+    write_text(recorded.folder / "config.yaml", dump_config(study.runs[1].recipe))
+    (place / "faq.jsonl").unlink()
+    assert [run.lacks for run in study.runs * 2] == ["", ""] * 2
+    gone, offline = said
+    assert "whether the data changed cannot be told, so what is finished is taken as it is: faq.jsonl: no such" in gone
+    assert "someone/questions: the hub did not say which commit" in offline
 
 
 @pytest.mark.timeout(900)
@@ -120,6 +182,7 @@ def test_a_wrong_study_is_refused_before_anything_starts(place: Path, changes: d
         (["--on", "ray"], "a study runs --on local or --on slurm"),
         (["--on", "local", "--gpus", "99"], "--gpus 99: this machine has"),
         (["--on", "local", "--procs", "2", "--port", "29500", "--jobs", "2"], "cannot share a port"),
+        (["--on", "local", "--procs", "3"], "expected a multiple of the 3 ranks"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused_once_for_all_runs(place: Path, words: list[str], said: str) -> None:

