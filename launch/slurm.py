@@ -53,6 +53,10 @@ def run(job: Job, engine: Engine) -> int:
     """
     recipe = load_config(Recipe, job.config, job.overrides)
     refuse_secrets(recipe.model_dump(mode="json"))
+    if not engine.dry_run:
+        check_cluster(engine)
+    if job.command in ("run", "train"):
+        recipe.check_ranks(engine.nodes * engine.ranks)
     folder = recipe.output / recipe.name
     needs = [path.absolute() for path in reads(recipe)]
     words, logs = absolute(job).words(), (folder / "logs").resolve()
@@ -64,15 +68,12 @@ def run(job: Job, engine: Engine) -> int:
         embed = Script(f"{recipe.name}-embed", [words] * (engine.nodes * engine.ranks), logs, needs)
         scripts = [(prepare, one), (embed, each)]
     else:
-        if job.command in ("run", "train"):
-            recipe.check_ranks(engine.nodes * engine.ranks)
         size = engine if job.command in ("run", "train", "embed") else Engine(**{**vars(engine), "nodes": 1})
         scripts = [(Script(recipe.name, [words], logs, needs), size)]
     rendered = [(script.name, render(script, size)) for script, size in scripts]
     if engine.dry_run:
         _show(folder, rendered)
         return 0
-    check_cluster(engine)
     check_free(folder)
     jobs, files = submit(folder, rendered)
     note_jobs(folder, jobs, files, redacted(["eyas", *job.words()]))
