@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from embedding.files import write_json
+from embedding.machine import processor
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 GEMM_SIZES = (1_024, 1_536, 2_048, 3_072, 4_096)
@@ -53,7 +54,7 @@ def arguments(description: str | None) -> Options:
 def machine() -> dict[str, Any]:
     """Processor, cores, threads, versions and the commit that was measured."""
     facts: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": torch.multiprocessing.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -140,15 +141,6 @@ def _rounded(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"cannot report a {type(value).__name__}")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str:

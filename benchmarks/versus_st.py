@@ -92,9 +92,8 @@ class Peer:
     def __init__(self, experiment: Experiment, recipe: Recipe, data: Path) -> None:
         self._experiment, self._recipe = experiment, recipe
         same = recipe.model_dump(mode="json", exclude={"output", "cache"})
-        self.folder = (
-            experiment.work / f"peer-{fingerprint([same, data.name])[:8]}"
-        )  # of another recipe it keeps nothing
+        # A folder for each recipe and data: what was made of others is not taken.
+        self.folder = experiment.work / f"peer-{fingerprint([same, data.name])[:8]}"
         self._texts = self.folder / "texts.json"
         if not self._texts.is_file():
             texts = Texts.load(data / "texts")

@@ -28,7 +28,7 @@ from data_prep.readers import hub_commit
 from data_prep.rows import Numbered, Row, Tally
 from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, numbered_rows
 from embedding.config import Config
-from embedding.files import fingerprint, new_folder, read_manifest, sha256_file, write_manifest
+from embedding.files import made_before, new_folder, sha256_file, write_manifest
 
 FORMAT = 7
 """Raised when the same sources would give other tables; part of the fingerprint."""
@@ -120,8 +120,7 @@ def prepare(
         ValueError: a bad source or bad rows (see `read_rows`), or nothing left to train on.
     """
     made_from = data_fingerprint(config, evaluation)
-    manifest = read_manifest(out)
-    if manifest is not None and manifest["fingerprint"] == fingerprint(made_from):
+    if manifest := made_before(out, made_from):
         return dict(manifest["summary"])
     with new_folder(out, made_from) as folder:
         summary = _build(config, folder, progress, evaluation, workers)

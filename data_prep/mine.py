@@ -24,7 +24,7 @@ from data_prep.negatives import Codes, Known, Limits, choose, lowest, parts_of, 
 from data_prep.search import Index, Vectors, search_among, unit
 from data_prep.tables import EXAMPLES, Examples, Ragged, Texts, pieces, write_table
 from embedding.config import Config
-from embedding.files import fingerprint, new_folder, read_manifest, write_manifest
+from embedding.files import made_before, new_folder, write_manifest
 
 FORMAT = 3
 """Raised when the same inputs would give other negatives; part of the fingerprint."""
@@ -117,8 +117,7 @@ def mine(
     Raises:
         ValueError: no row has a positive to mine for.
     """
-    manifest = read_manifest(out)
-    if manifest is not None and manifest["fingerprint"] == fingerprint(made_from):
+    if manifest := made_before(out, made_from):
         return dict(manifest["statistics"])
     texts, examples = Texts.load(data / "texts"), Examples.load(data / "examples")
     miner = Miner(config, texts, examples, vectors, seed, device)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_prep.tables import TOKENS, Ragged, Texts, Tokens, write_table
 from data_prep.units import cut_units, text_bytes
-from embedding.files import is_made_from, new_folder, read_manifest, write_manifest
+from embedding.files import made_before, new_folder, read_manifest, write_manifest
 from embedding.instruction import Template
 from embedding.tokens import specials, tokenize
 
@@ -35,7 +35,7 @@ def tokenize_texts(data: Path, tokenizer: PreTrainedTokenizerBase, template: Tem
     Nothing is done where `out` was made from the same texts, tokenizer and template.
     """
     made_from = tokens_fingerprint(data, tokenizer, template)
-    if not is_made_from(out, made_from):
+    if made_before(out, made_from) is None:
         texts = Texts.load(data / "texts")
         with new_folder(out, made_from) as folder:
             write_table(folder, TOKENS, _batches(texts, tokenizer, template))

@@ -117,7 +117,7 @@ def _put(aside: Path, path: Path, made_from: Mapping[str, Any] | None) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        if made_from is not None and is_made_from(path, made_from):
+        if made_from is not None and made_before(path, made_from) is not None:
             break
         old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
         with contextlib.suppress(FileNotFoundError):  # another writer has taken it away
@@ -169,10 +169,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return dict(read_json(path)) if path.is_file() else None
 
 
-def is_made_from(folder: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether a folder has a manifest, and was made from just this."""
+def made_before(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder that was made from just this; else None."""
     manifest = read_manifest(folder)
-    return manifest is not None and bool(manifest["fingerprint"] == fingerprint(made_from))
+    return manifest if manifest is not None and manifest["fingerprint"] == fingerprint(made_from) else None
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -1,13 +1,12 @@
 """How fast a model encodes texts of three lengths, on which machine, and the memory that takes on a GPU."""
 
-import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from embedding.machine import processor
 from eval.preserve import evaluation_mode, preserved_random_state
 
 LENGTHS = (16, 64, 256)
@@ -58,9 +57,5 @@ def _machine(device: torch.device) -> str:
     """A GPU's name; else the processor's, and how many threads torch uses of it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
     beside = "" if device.type == "cpu" else f"{device.type}, "
-    return f"{beside}{name}, {torch.get_num_threads()} threads"
+    return f"{beside}{processor()}, {torch.get_num_threads()} threads"

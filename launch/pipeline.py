@@ -302,10 +302,10 @@ class Pipeline:
             return {"outputs": []}
         from eval.looks import side_by_side
         from eval.scorecard import scorecard
-        from launch.scoring import curve_ends, kept_scores, measured, suite_facts
+        from launch.scoring import curve_ends, kept_scores, measured
         from launch.searches import example_searches
 
-        suite = suite_facts(self.recipe.suite, self.at.evaluation_data)
+        suite = self.at.suite_facts
         # The teacher is judged on all it can read, however short its texts were cut for the student's lessons.
         whole = self.recipe.teacher.whole()
         stored = self.at.results["embed"]["identity"] or {}

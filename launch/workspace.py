@@ -205,10 +205,14 @@ class Workspace:
         """A digest of what is evaluated while training; "" where nothing is."""
         if not self.evaluates_in_training:
             return ""
+        return fingerprint(self.suite_facts | {"rows": self.recipe.tracking.watched_rows})
+
+    @cached_property
+    def suite_facts(self) -> dict[str, Any]:
+        """What scores on the suite are made from; its files are read for that, once."""
         from launch.scoring import suite_facts
 
-        watched = {"rows": self.recipe.tracking.watched_rows}
-        return fingerprint(suite_facts(self.recipe.suite, self.evaluation_data) | watched)
+        return suite_facts(self.recipe.suite, self.evaluation_data)
 
     @property
     def _greedy(self) -> bool:

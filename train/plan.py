@@ -113,7 +113,8 @@ def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     decides = recipe.model_dump(mode="json", include={"seed", "student", "stages"})
     del decides["student"]["keep_projection"]  # asked at the export
     own = {loss.function: loss.source() for stage in recipe.stages for loss in stage.losses if isinstance(loss, Own)}
-    decides |= {"own": own} if own else {}
+    if own:
+        decides["own"] = own
     decides["precision"] = recipe.compute.precision
     decides["spikes"] = recipe.spikes.model_dump(mode="json")
     decides["merge"] = recipe.merge.model_dump(mode="json") if recipe.merge else None

@@ -234,7 +234,7 @@ class ComputeConfig(Config):
     `student.dropout`, to the masks that are drawn for each chunk."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on CUDA, fp32 elsewhere. Weights, similarities and losses are fp32 either way."""
+    """auto: bf16 on a GPU that computes in it, fp32 elsewhere. Weights, similarities and losses are fp32 either way."""
     token_budget: int | None = Field(default=None, ge=8)
     """Padded tokens of a chunk; None: measured at the start."""
     activation_gib: float | None = Field(default=None, gt=0)
