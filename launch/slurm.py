@@ -53,12 +53,12 @@ def run(job: Job, engine: Engine) -> int:
     """
     recipe = load_config(Recipe, job.config, job.overrides)
     refuse_secrets(recipe.model_dump(mode="json"))
+    folder = recipe.output / recipe.name
+    needs = [path.absolute() for path in reads(recipe)]
     if not engine.dry_run:
         check_cluster(engine)
     if job.command in ("run", "train"):
         recipe.check_ranks(engine.nodes * engine.ranks)
-    folder = recipe.output / recipe.name
-    needs = [path.absolute() for path in reads(recipe)]
     words, logs = absolute(job).words(), (folder / "logs").resolve()
     if job.command == "embed" and engine.nodes * engine.ranks > 1:
         # Prepared once, by one process; then every process is a task of its own, that starts whenever there is room.

@@ -256,7 +256,8 @@ def test_adapters_are_as_large_as_those_of_a_real_student() -> None:
         assert packed.products == weights.products - packed.packed
 
 
-def test_frozen_weights_beside_adapters_take_less_memory(finished: Path) -> None:
+def test_frozen_weights_beside_adapters_take_less_memory(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 60))
     large = ["width=2048", "layers=24", "ffn=8192", "heads=16", "kv_heads=16", "head_dim=128"]
 
     def needs(*words: str) -> tuple[float, float]:
