@@ -32,7 +32,7 @@ FEWEST_SENTENCES = 3
 KEPT = 10
 """Of one pair in so many, the sentence also stays in its context, so that equal words count too (Lee et al. 2019,
 arXiv:1906.00300: 90 % are taken out)."""
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^a-z])|(?<=[。！？])")
+_SENTENCE = re.compile(r"(?<=[.!?။។])\s+(?=[^a-z])|(?<=[。！？])|(?<=[\u0e00-\u0eff])\s+(?=[\u0e00-\u0eff])")
 _WIDE_STOPS = ("。", "！", "？")
 """Behind them stands no space."""
 _RANGES = "".join(f"{chr(low)}-{chr(high)}" for low, high in UNSPACED)
@@ -99,7 +99,7 @@ def read_document(path: Path, text: str) -> Document:
     paragraphs = [_flat(part) for part in re.split(r"\n\s*\n", text)]
     paragraphs = [part for part in paragraphs if part]
     # A first paragraph that is short and no sentence is what people write as a title.
-    titled = len(paragraphs) > 1 and _words(paragraphs[0]) <= 15 and paragraphs[0][-1] not in ".!?:;,。！？：；，、"
+    titled = len(paragraphs) > 1 and words_in(paragraphs[0]) <= 15 and paragraphs[0][-1] not in ".!?:;,。！？：；，、"
     title = paragraphs[0] if titled else ""
     return Document(title, [Section((), " ".join(paragraphs[titled:]))])
 
@@ -109,7 +109,7 @@ def passages(text: str) -> Iterator[str]:
     held: list[str] = []
     words = 0
     for sentence in sentences(text):
-        size = _words(sentence)
+        size = words_in(sentence)
         if held and words + size > PASSAGE_WORDS:
             yield _joined(held)
             held, words = [], 0
@@ -121,11 +121,12 @@ def passages(text: str) -> Iterator[str]:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text: a full stop and white space before anything but a small letter ends one, and so does a
-    full stop of Chinese or Japanese whatever follows."""
+    full stop of Chinese or Japanese whatever follows. Thai and Lao have none: a space between two of their letters ends
+    a sentence or a clause."""
     return [part for part in (_flat(part) for part in _SENTENCE.split(text)) if part]
 
 
-def _words(text: str) -> int:
+def words_in(text: str) -> int:
     """How long a text is: the parts between spaces, and of a script without them every two characters."""
     return len(_WORD.findall(text))
 
@@ -136,7 +137,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _pair(query: str, positive: str, where: str) -> Iterator[Found]:
-    if _words(positive) >= FEWEST_WORDS and query != positive:
+    if words_in(positive) >= FEWEST_WORDS and query != positive:
         yield Found(query, positive, where)
 
 
@@ -148,7 +149,7 @@ def _context(passage: str, where: str) -> Iterator[Found]:
     chance = order(0, passage)
     taken = chance % len(parts)
     rest = parts if chance // len(parts) % KEPT == 0 else parts[:taken] + parts[taken + 1 :]
-    if _words(parts[taken]) >= FEWEST_WORDS // 2:
+    if words_in(parts[taken]) >= FEWEST_WORDS // 2:
         yield from _pair(parts[taken], _joined(rest), f"{where}, sentence {taken + 1}")
 
 

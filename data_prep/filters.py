@@ -44,7 +44,8 @@ class FilterConfig(Config):
     max_chars: int | None = Field(default=None, ge=1)
     """Characters of a text. A row goes where its query is shorter or longer, or all its positives are."""
     repetition: bool = False
-    """Drop texts of 50 words or more that mostly repeat themselves, by Gopher's rules."""
+    """Drop texts of 50 words or more that mostly repeat themselves, by Gopher's rules. A word is what stands between
+    spaces, so texts in scripts without them are not judged."""
     languages: list[str] = Field(default=[])
     """Keep only rows in these languages (`en`, `zh`): those that columns or source give, else detected where a text is
     long enough. Empty: all."""

@@ -7,6 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from embedding.files import in_bytes
+
 LINE_SECONDS = 30.0
 """Between two lines where the output is no terminal."""
 
@@ -18,7 +20,7 @@ class Meter:
         """`total_bytes`: of the texts that this process is to embed; `texts`: of all processes."""
         self._console = Console(stderr=True)
         self._total = max(total_bytes, 1)
-        self._size = f"{texts:,} new vectors will take {_bytes(texts * vector_bytes)}"
+        self._size = f"{texts:,} new vectors will take {in_bytes(texts * vector_bytes)}"
         self._lines = shown and not self._console.is_terminal
         columns = [TextColumn("embedding"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}")]
         live = shown and self._console.is_terminal
@@ -61,14 +63,6 @@ class Meter:
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _time(seconds: float) -> str:

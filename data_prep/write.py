@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_prep.assemble import write_rows
 from data_prep.chat import Answer, Chat, ChatConfig
 from data_prep.clean import digest, normal_form
-from data_prep.documents import HTML, MARKDOWN, OTHER_KIND, PLAIN, passages, read_document
+from data_prep.documents import HTML, MARKDOWN, OTHER_KIND, PLAIN, passages, read_document, words_in
 from data_prep.embed import embed_texts
 from data_prep.rows import Row, Tally
 from data_prep.search import search_among, unit
@@ -44,7 +44,7 @@ AHEAD = 4
 LEAST_CHARS, MOST_CHARS = 3, 400
 """Of a query."""
 COPIED_WORDS = 8
-"""A query of so many words or more that stands in its document word for word asks nothing."""
+"""A query of so many words or more (`words_in`) that stands in its document word for word asks nothing."""
 SEARCHED = 1_024
 """Queries searched for at a time."""
 TUNED_WITH = 256
@@ -307,20 +307,25 @@ def _taken(
     queries = read_queries(answer)[:count]
     if not queries:
         left_out.append(LeftOut("no query in the answer", answer.text[:MOST_CHARS], task, document.place))
-    body = f" {normal_form(document.text)} "
     for query in queries:
-        normal, key = normal_form(query), digest(query)
+        key = digest(query)
         if not LEAST_CHARS <= len(query) <= MOST_CHARS:
             reason = f"shorter than {LEAST_CHARS} or longer than {MOST_CHARS} characters"
         elif key in seen:
             reason = "repeats another query"
-        elif len(normal.split()) >= COPIED_WORDS and f" {normal} " in body:
+        elif copied(query, document.text):
             reason = "copied from its document"
         else:
             seen.add(key)
             yield Written(query, document, task)
             continue
         left_out.append(LeftOut(reason, query[:MOST_CHARS], task, document.place))
+
+
+def copied(query: str, text: str) -> bool:
+    """Whether a query stands in a text word for word, and is long enough for that not to be chance."""
+    normal = normal_form(query)
+    return words_in(normal) >= COPIED_WORDS and normal in normal_form(text)
 
 
 def read_queries(answer: Answer) -> list[str]:

@@ -30,7 +30,7 @@ from embedding.layout import (
     tell_older_readers,
     write_layout,
 )
-from embedding.packing import comes_out_alike
+from embedding.packing import comes_out_alike, fixed_rotary
 from embedding.pooling import EMPTY, Pooling, normalize, pool, pool_packed
 from embedding.tokens import PROBE, cut, lower_case, pack, pad, plan_chunks, specials, tokenize
 
@@ -110,10 +110,12 @@ class Embedder(nn.Module):
 
     @property
     def position_limit(self) -> int | None:
-        """Tokens that a table of positions has rows for; None: the model has no such table."""
+        """Tokens that a table of positions has rows for, or a rotary embedding fixed angles; None: any number."""
         embeddings = getattr(self.backbone, "embeddings", None)
         table: Any = getattr(embeddings, "position_embeddings", None) or getattr(self.backbone, "wpe", None)
-        return int(table.num_embeddings) - self._position_offset if isinstance(table, nn.Embedding) else None
+        if not isinstance(table, nn.Embedding):
+            return fixed_rotary(self.backbone.config)
+        return int(table.num_embeddings) - self._position_offset
 
     @cached_property
     def _position_offset(self) -> int:
@@ -361,7 +363,7 @@ class Embedder(nn.Module):
         limit = embedder.position_limit
         if limit is not None and embedder.max_tokens > limit:
             if max_tokens is not None:
-                raise ValueError(f"{name}: max_tokens {max_tokens}: the model has positions for {limit}")
+                raise ValueError(f"{name}: max_tokens {max_tokens}: the model has fixed positions for {limit}")
             embedder.max_tokens = limit
         return embedder.eval()
 

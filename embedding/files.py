@@ -206,3 +206,12 @@ def content_keys(prompts: Iterable[str], texts: Iterable[str]) -> np.ndarray:
     """The content keys of (prompt, text) pairs as uint64 [N, 2]: equal rows are equal pairs."""
     data = b"".join(content_key(prompt, text) for prompt, text in zip(prompts, texts, strict=True))
     return np.frombuffer(data, dtype="<u8").reshape(-1, 2)
+
+
+def in_bytes(size: float) -> str:
+    """A number of bytes in the unit that suits it, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

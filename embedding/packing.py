@@ -1,4 +1,5 @@
-"""Whether a model runs in packed chunks: tried on two short texts."""
+"""What a text's vector depends on: whether a model runs in packed chunks, and how long a text may be before what stands
+beside it in a chunk shows in its vector."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,21 @@ def comes_out_alike(model: TwoWays, dtype: torch.dtype) -> bool:
     if "sliding_attention" in _layer_types(backbone.config) and not any(windows):
         return False
     return bool((packed_ND * padded_ND).sum(dim=1).min() > 1 - (ALIKE_IN_HALF if half else ALIKE))
+
+
+def fixed_rotary(config: PreTrainedConfig) -> int | None:
+    """Tokens up to which a rotary embedding turns a position by a fixed angle; None: it always does. Beyond, dynamic
+    NTK and LongRoPE (arXiv:2402.13753) go by the longest text of a chunk (`transformers.modeling_rope_utils`), and
+    dynamic NTK by those of earlier chunks too."""
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [found] if "rope_type" in found else [kind for kind in found.values() if isinstance(kind, dict)]
+    limits = []
+    for kind in kinds:
+        if "dynamic" in kind["rope_type"]:
+            limits.append(config.max_position_embeddings)
+        elif kind["rope_type"] == "longrope":
+            limits.append(kind["original_max_position_embeddings"])
+    return min(limits, default=None)
 
 
 def _layer_types(config: PreTrainedConfig) -> list[str]:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.disk import in_bytes, shortages
+from embedding.files import in_bytes
+from launch.disk import shortages
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from embedding.files import in_bytes
+
 if TYPE_CHECKING:
     from launch.forecast import Forecast
     from train.recipe import Recipe
@@ -70,12 +72,3 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def in_bytes(size: float) -> str:
-    """A number of bytes in the unit that suits it, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

@@ -208,7 +208,7 @@ def _apply(config: StudentConfig, embedder: Embedder) -> None:
     if limit is None:
         limit = int(getattr(embedder.backbone.config, "max_position_embeddings", config.max_tokens))
     if config.max_tokens > limit:
-        raise ValueError(f"student.max_tokens {config.max_tokens}: the model has positions for {limit}")
+        raise ValueError(f"student.max_tokens {config.max_tokens}: the model has fixed positions for {limit}")
     embedder.max_tokens = config.max_tokens
     embedder.normalize = True  # the losses compare directions, whether or not the checkpoint has a module for it
     _set_dropout(embedder.backbone, config.dropout)

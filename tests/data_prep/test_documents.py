@@ -111,6 +111,11 @@ def test_passages_without_spaces_are_of_bounded_length() -> None:
     assert max(map(len, cut)) < 3 * PASSAGE_WORDS
     assert len(cut) < 20
     assert list(passages(THAI)) == [THAI]
+    assert sentences(f"{THAI} {THAI} (2026)") == [THAI, f"{THAI} (2026)"], "Thai ends sentences with a space"
+    thai = list(passages(" ".join([THAI] * 60)))
+    assert " ".join(thai) == " ".join([THAI] * 60)
+    assert max(map(len, thai)) < 3 * PASSAGE_WORDS
+    assert sentences("မောင်မောင်။ စာဖတ်သည်။") == ["မောင်မောင်။", "စာဖတ်သည်။"]
     korean = "훈련 중인 어린 매는 영어로 아이어스라고 불린다. 날 수 있기 전에 둥지에서 꺼내진다."
     assert list(passages(korean)) == [korean], "Korean has spaces"
     assert list(passages("訓練は短い。")) == []

@@ -29,7 +29,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with Meter(True, total_bytes=1_000, texts=10, vector_bytes=100) as meter:
         meter.advance(texts=5, tokens=100, size=500)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    assert "10 new vectors will take 1.0 kB" in shown
+    assert "10 new vectors will take 1 kB" in shown
     assert "50%" in shown
     assert "5 texts, " in shown
     assert "tokens/s" in shown

@@ -20,7 +20,7 @@ from data_prep.build import DataConfig, prepare
 from data_prep.chat import Answer
 from data_prep.clean import digest
 from data_prep.docstrings import Docstring
-from data_prep.write import WriteConfig, read_queries, write_queries
+from data_prep.write import WriteConfig, copied, read_queries, write_queries
 from embedding.config import parse_config
 
 SERVER = Path(__file__).with_name("chat_server.py")
@@ -195,3 +195,26 @@ def test_bad_settings(documents: Path, tmp_path: Path) -> None:
 )
 def test_reading_an_answer(text: str, whole: bool, queries: list[str]) -> None:
     assert read_queries(Answer(text, whole, True)) == queries
+
+
+@pytest.mark.parametrize(
+    "query, text, expected",
+    [
+        (
+            "A young falcon, taken from its nest, learns to fly.",
+            "Then: a young falcon taken from its nest learns to fly!",
+            True,
+        ),
+        ("A young falcon learns.", "A young falcon learns.", False),
+        (
+            "How does a young falcon taken from its nest learn?",
+            "A young falcon taken from its nest learns to fly.",
+            False,
+        ),
+        ("在学会飞行之前就被人们从巢中取出", "幼鹰在学会飞行之前就被人们从巢中取出。", True),
+        ("幼鹰在什么时候被人们从巢中取出来？", "幼鹰在学会飞行之前就被人们从巢中取出。", False),
+        ("从巢中取出", "幼鹰在学会飞行之前就被人们从巢中取出。", False),
+    ],
+)
+def test_a_copied_query(query: str, text: str, expected: bool) -> None:
+    assert copied(query, text) is expected

@@ -76,7 +76,7 @@ def test_left_right_and_packed_give_the_same_vectors(kind: str, students: dict[s
 @pytest.mark.parametrize("kind", ["roberta", "mpnet"])
 def test_positions_end_where_the_table_does(kind: str, students: dict[str, Embedder], saved: dict[str, Path]) -> None:
     assert students[kind].position_limit == 512, "of 514 rows, two lie before the first token's"
-    with pytest.raises(ValueError, match="max_tokens 513: the model has positions for 512"):
+    with pytest.raises(ValueError, match="max_tokens 513: the model has fixed positions for 512"):
         Embedder.from_pretrained(saved[kind], max_tokens=513)
     whole = Embedder.from_pretrained(saved[kind], max_tokens=512)
     assert np.isfinite(whole.encode(["a hawk " * 600])).all()
@@ -161,6 +161,34 @@ def test_a_full_device_is_no_reason_to_run_padded(monkeypatch: pytest.MonkeyPatc
 
 def test_gpt2_has_a_table_of_positions() -> None:
     assert made("gpt2", n_embd=48, n_layer=2, n_head=4, n_positions=100).position_limit == 100
+
+
+@pytest.mark.parametrize(
+    "kind, rope, fixed",
+    [
+        ("phi3", {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6}, 20),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0}, 60),
+        ("llama", {"rope_type": "linear", "factor": 2.0}, None),
+    ],
+)
+def test_no_text_is_longer_than_what_leaves_its_neighbours_vectors_alone(
+    kind: str, rope: dict[str, Any], fixed: int | None
+) -> None:
+    own = {"original_max_position_embeddings": 20} if kind == "phi3" else {}
+    shape = {
+        "max_position_embeddings": 60,
+        "rope_parameters": rope | {"rope_theta": 10_000.0},
+        "num_key_value_heads": 4,
+    }
+    embedder = made(kind, **shape, **own)
+    assert embedder.position_limit == fixed
+    random = np.random.default_rng(0)
+    short, within, beyond = (random.integers(1000, 20000, n).astype(np.int32) for n in (8, fixed or 60, 61))
+    with torch.no_grad():
+        alone_D = embedder.padded([short])[0]
+        beside_D = [embedder.padded([short, other])[0] for other in (within, beyond)]
+    torch.testing.assert_close(beside_D[0], alone_D, atol=2e-6, rtol=0)
+    assert torch.allclose(beside_D[1], alone_D, atol=1e-4) == (fixed is None), "a longer one moves them"
 
 
 def test_a_folder_that_lower_cases_first_does_so_here_and_in_what_is_saved(

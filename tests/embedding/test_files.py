@@ -10,6 +10,7 @@ from embedding.files import (
     content_keys,
     differences,
     fingerprint,
+    in_bytes,
     new_folder,
     read_json,
     read_manifest,
@@ -104,3 +105,11 @@ def test_content_keys_do_not_confuse_splits() -> None:
     assert keys.dtype == np.uint64
     assert len(np.unique(keys, axis=0)) == 3
     assert keys[0].tobytes() == content_key("p", "x")
+
+
+@pytest.mark.parametrize(
+    "size, written",
+    [(0, "0 B"), (999, "999 B"), (999.9, "1 kB"), (21.54e6, "21.5 MB"), (999.6e6, "1 GB"), (1.5e15, "1,500.0 TB")],
+)
+def test_sizes_have_three_digits(size: float, written: str) -> None:
+    assert in_bytes(size) == written

@@ -14,11 +14,10 @@ from typer.testing import CliRunner, Result
 from data_prep.tables import DATA_FILE
 from embedding.config import load_config
 from embedding.embedder import Embedder
-from embedding.files import read_json
+from embedding.files import in_bytes, read_json
 from embedding.instruction import BARE
 from embedding.layout import resolve_model
 from launch.cli import app
-from launch.disk import in_bytes
 from launch.gpus import GPUS, find_gpu
 from launch.prepared import prepare_data
 from launch.shapes import known_model, known_student
