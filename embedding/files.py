@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import string
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 from pydantic import BaseModel
 
 MANIFEST = "manifest.json"
+ABANDONED = 7 * 24 * 3600
+"""Seconds without a change after which nobody is thought to write a temporary folder any more."""
 
 
 def fingerprint(value: Any) -> str:
@@ -86,14 +90,16 @@ def read_json(path: Path) -> Any:
 def new_folder(path: Path, made_from: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """A temporary folder beside `path` that, when the block ends well, is fsynced and renamed onto `path`.
 
-    An older folder at `path` is replaced only then. When the block raises, the temporary folder is removed. Any number
-    of processes may do this at the same time.
+    An older folder at `path` is replaced only then. When the block raises, the temporary folder is removed; that of a
+    process that was killed is removed by the next one here, a week later. Any number of processes may do this at the
+    same time.
 
     Args:
         made_from: what the block's manifest says. A folder that another process has made from the same meanwhile stays,
             since it may be in use by now, and the one of this block is dropped. None: the last one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir()
     try:
@@ -105,6 +111,15 @@ def new_folder(path: Path, made_from: Mapping[str, Any] | None = None) -> Iterat
         sync_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary folders of `path` in which nothing was written for ABANDONED seconds."""
+    for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}*"):
+        with contextlib.suppress(OSError):  # its writer ends just now
+            newest = max(part.lstat().st_mtime for part in (left, *left.rglob("*")))
+            if time.time() - newest > ABANDONED:
+                shutil.rmtree(left)
 
 
 def _put(aside: Path, path: Path, made_from: Mapping[str, Any] | None) -> None:

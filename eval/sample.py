@@ -14,6 +14,9 @@ Relevance = Mapping[str, Mapping[str, int]]
 """Query ID -> document ID -> grade; a grade of 0 is a judgement too."""
 CHUNK = 64
 """Queries compared with the whole corpus at once."""
+CANDIDATES = 10
+"""A query that comes with its own candidates keeps so many of them, however few are asked for: among the right ones
+alone every model is perfect."""
 
 
 def draw(candidates: Iterable[int], n: int | None, seed: int) -> list[int]:
@@ -72,7 +75,7 @@ def smaller_search(split: Any, queries: int | None, documents: int | None, seed:
     """A split of one of mteb's search tasks with at most so many queries and documents.
 
     Where each query comes with its own candidates, they all stay with it while there is room; beyond that, each keeps
-    its judged ones and those most like it.
+    its judged ones and those most like it, CANDIDATES at least.
     """
     relevance: Relevance = split["relevant_docs"]
     columns = split["queries"].to_dict()
@@ -87,7 +90,7 @@ def smaller_search(split: Any, queries: int | None, documents: int | None, seed:
     }
     ranked = split["top_ranked"]
     if ranked:
-        room = None if documents is None else max(1, documents // max(1, len(asked)))
+        room = None if documents is None else max(CANDIDATES, documents // max(1, len(asked)))
         ranked = {
             query: keep_documents({query: text}, {d: texts[d] for d in ranked[query] if d in texts}, relevance, room, 0)
             for query, text in asked.items()

@@ -64,8 +64,9 @@ class SuiteConfig(Config):
     max_rows: int | None = Field(default=None, ge=2)
     """Keep at most so many rows of a flat set (per language pair for bitext), or queries."""
     max_documents: int | None = Field(default=None, ge=2)
-    """Keep at most so many documents of a retrieval corpus, or of all candidates of one of mteb's reranking tasks (a
-    folder's all stay); relevant ones always stay, then those judged and found wrong, then those most like a query."""
+    """Keep at most so many documents of a retrieval corpus, or of all candidates of one of mteb's reranking tasks (but
+    ten of each query; a folder's all stay); relevant ones always stay, then those judged and found wrong, then those
+    most like a query."""
     widths: list[int] = Field(default=[])
     """Also score the finished student's vectors cut to these widths (Matryoshka)."""
     precisions: list[Literal["int8", "binary"]] = Field(default=[])

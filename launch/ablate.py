@@ -32,7 +32,7 @@ from launch.local import threads
 from launch.present import Present
 from launch.queue import queued
 from launch.runs import holder, read_run
-from launch.slurm import check_cluster, submit_array
+from launch.slurm import check_cluster, reads, submit_array
 from train.recipe import Recipe
 
 WAIT_SECONDS = 2.0
@@ -212,6 +212,7 @@ class Ablation:
             self.folder,
             engine,
             jobs if jobs > 1 else None,
+            list(dict.fromkeys(path for run in due for path in reads(run.recipe))),
         )
         self.say(f"submitted {len(due)} runs as job {job}; the same command shows the result when they are done")
         return False

@@ -16,7 +16,7 @@ from eval.speed import measure as measure_speed
 from eval.suite import Suite, SuiteConfig
 from eval.views import View
 
-FORMAT = 3
+FORMAT = 4
 """Raised when scores hold something new."""
 
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from embedding.files import expanded
 from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
+from embedding.tokens import lower_case
 from train.fold import check_foldable
 from train.pruning import keep_layers, placed_layers
 from train.recipe import BuiltStudent, Lora, PrunedStudent
@@ -183,6 +184,8 @@ def known_model(model: str, revision: str | None = None, config: Path | None = N
     layout = read_layout(folder)
     width = layout.dense[-1].out_features if layout.dense else None
     known = _known(str(folder / layout.transformer), None, width)
+    if layout.lower_case and known.tokenizer is not None:
+        lower_case(known.tokenizer)
     return replace(known, max_tokens=layout.max_tokens, template=layout.template)
 
 

@@ -83,17 +83,23 @@ def run(job: Job, engine: Engine) -> int:
 
 
 def submit_array(
-    name: str, commands: Sequence[Sequence[str]], folder: Path, engine: Engine, at_once: int | None = None
+    name: str,
+    commands: Sequence[Sequence[str]],
+    folder: Path,
+    engine: Engine,
+    at_once: int | None = None,
+    needs: Sequence[Path] = (),
 ) -> str:
     """Submit eyas commands (`["train", "mine.yaml", "seed=1"]`), each a task of one array and each on all of `engine`.
 
-    The script and what is printed go to `folder`; returns the number of the job.
+    The script and what is printed go to `folder`; every node must see `needs`. Returns the number of the job.
 
     Raises:
         ValueError: the cluster does not allow it; nothing was submitted.
     """
     check_cluster(engine)
-    script = Script(name, [list(words) for words in commands], (folder / "logs").resolve(), (), at_once)
+    needs = [path.absolute() for path in needs]
+    script = Script(name, [list(words) for words in commands], (folder / "logs").resolve(), needs, at_once)
     jobs, files = submit(folder, [(name, render(script, engine))])
     note_jobs(folder, jobs, files, ["array", name])
     return jobs[0]

@@ -1,4 +1,6 @@
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from embedding.files import (
+    ABANDONED,
     content_key,
     content_keys,
     differences,
@@ -43,6 +46,21 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
             (folder / "a").write_text(text)
     assert (tmp_path / "out" / "a").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_writer_left_goes_when_it_is_old(tmp_path: Path) -> None:
+    names = (".out.0123abcd", ".out.0123abce.old", ".out.busy0000", ".out.0123abcf", ".outer.0123abcd", "out.0123abcd")
+    for name in names:
+        (tmp_path / name / "part").mkdir(parents=True)
+        (tmp_path / name / "part" / "a").write_text("half")
+    old = time.time() - ABANDONED - 1
+    for file in (*tmp_path.rglob("*"), *tmp_path.iterdir()):
+        os.utime(file, (old, old))
+    (tmp_path / ".out.0123abcf" / "part" / "b").write_text("just now")
+    with new_folder(tmp_path / "out"):
+        pass
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", ".out.busy0000", ".out.0123abcf", ".outer.0123abcd", "out.0123abcd"}
 
 
 @pytest.mark.parametrize("made_from", [None, {"data": 1}])

@@ -13,7 +13,7 @@ from embedding.embedder import Embedder
 from eval.evaluate import evaluate, failures
 from eval.kinds import KIND_NAMES, kind_of
 from eval.official import OfficialTask
-from eval.sample import keep_documents, smaller_search
+from eval.sample import CANDIDATES, keep_documents, smaller_search
 from eval.suite import SuiteConfig, find_suite, load_suite
 from tests.eval.conftest import write
 
@@ -163,8 +163,10 @@ def test_candidates_of_a_reranking_stay_with_their_query() -> None:
         "relevant_docs": {"a": {"d0": 1, "d2": 0}, "b": {"d1": 1}},
         "top_ranked": {"a": ids[:12], "b": [*ids[8:], "d1"]},
     }
-    small = smaller_search(split, None, 8, seed=0)
-    assert {query: len(found) for query, found in small["top_ranked"].items()} == {"a": 4, "b": 4}
+    small = smaller_search(split, None, 22, seed=0)
+    assert {query: len(found) for query, found in small["top_ranked"].items()} == {"a": 11, "b": 11}
+    fewest = smaller_search(split, None, 2, seed=0)
+    assert [len(found) for found in fewest["top_ranked"].values()] == [CANDIDATES] * 2, "not the relevant one alone"
     assert {"d0", "d2"} <= set(small["top_ranked"]["a"])
     assert "d1" in small["top_ranked"]["b"]
     wanted = {doc for found in small["top_ranked"].values() for doc in found}

@@ -1,6 +1,7 @@
 """`eyas plan`: its counts against a finished run, its sizes and operations against real models."""
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import DistilBertConfig, Gemma3TextConfig
+from transformers import AutoTokenizer, DistilBertConfig, Gemma3TextConfig
 from typer.testing import CliRunner, Result
 
 from data_prep.tables import DATA_FILE
 from embedding.config import load_config
 from embedding.embedder import Embedder
-from embedding.files import in_bytes, read_json
+from embedding.files import in_bytes, read_json, write_json
 from embedding.instruction import BARE
 from embedding.layout import resolve_model
 from launch.cli import app
@@ -253,6 +254,21 @@ def test_adapters_are_as_large_as_those_of_a_real_student() -> None:
         if targets is None:
             assert packed.packed == sum(x.weight.numel() for x in linear)
         assert packed.products == weights.products - packed.packed
+
+
+def test_tokens_are_counted_as_a_model_that_lower_cases_sees_them(tmp_path: Path) -> None:
+    folder = tmp_path / "cased"
+    shutil.copytree(resolve_model(TEACHER), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.normalizer = None
+    tokenizer.save_pretrained(folder)
+    settings = folder / "sentence_bert_config.json"
+    write_json(settings, read_json(settings) | {"do_lower_case": True})
+    counted = known_model(str(folder)).tokenizer
+    assert counted is not None
+    assert (
+        counted("A Young Hawk")["input_ids"] == Embedder.from_pretrained(folder).tokenizer("a young hawk")["input_ids"]
+    )
 
 
 def test_frozen_weights_beside_adapters_take_less_memory(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

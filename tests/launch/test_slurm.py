@@ -197,7 +197,9 @@ def test_an_array_embeds_what_one_process_would(cluster: Path) -> None:
 def test_a_study_runs_as_an_array_and_is_cancelled(cluster: Path) -> None:
     folder = Path("runs/study")
     commands = [["train", "mine.yaml", f"name=seed{seed}", f"seed={seed}", *TRAIN] for seed in range(3)]
-    job = submit_array("study", commands, folder, Engine(on="slurm", procs=1), at_once=1)
+    job = submit_array("study", commands, folder, Engine(on="slurm", procs=1), at_once=1, needs=[Path("faq.jsonl")])
+    (script,) = folder.rglob("*.sbatch")
+    assert str(Path("faq.jsonl").absolute()) in script.read_text(encoding="utf-8"), "every node must see it"
     wait(lambda: "running" in queued(folder), folder)
     assert f"{job}_[1-2%1] pending" in queued(folder)
     assert f"cancelled Slurm job {job}" in eyas("cancel", "study").stdout
