@@ -126,6 +126,8 @@ class Selection:
         self.digests_T = np.asarray(assembly.digests, dtype=np.uint64)
         self.near_digests_T = self.digests_T
         """Of the text that each is a near-duplicate of; of all others their own."""
+        self.close_C2 = np.zeros((0, 2), dtype=np.int64)
+        """Pairs of texts that are near each other."""
         self.units_M = np.asarray(assembly.units, dtype=np.uint64)
         self.fate_M = np.zeros(len(self.sources_M), dtype=np.int8)
         self.of_M = np.full(len(self.sources_M), -1, dtype=np.int64)
@@ -177,6 +179,7 @@ class Selection:
             NUMBER.findall,
         )
         close = pairs[similar >= threshold]
+        self.close_C2 = distinct[close]
         near_T = np.arange(len(self.first_T))
         near_T[distinct] = distinct[representatives(len(distinct), close)]
         positives = Ragged(self.positives.offsets, near_T[self.positives.values])
@@ -210,6 +213,7 @@ class Selection:
         chosen = np.sort(rows[units <= border])
         if 2 * len(chosen) > len(rows):
             return []  # one unit is most of the source, such as its only document
+        chosen = chosen[self._testable(chosen)]
         self.fate_M[chosen] = HELD
         held = self.positives.take(chosen)
         queries = np.repeat(self.queries_M[chosen], held.counts)
@@ -220,6 +224,13 @@ class Selection:
             Pair(query, document, None if np.isnan(score) else score, instruction)
             for query, document, score, instruction in found
         ]
+
+    def _testable(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows a task can be made of: graded ones of more than one grade, others of more than one document."""
+        scores = np.asarray(self.assembly.scores)[rows]
+        graded = ~np.isnan(scores)
+        documents = self.digests_T[self.positives.take(rows[~graded]).values]
+        return np.where(graded, len(np.unique(scores[graded])) > 1, len(np.unique(documents)) > 1)
 
     def digests_of_held(self) -> set[int]:
         """The digests of all texts of held-out examples."""
@@ -233,6 +244,11 @@ class Selection:
         forbidden_T = np.isin(self.digests_T, np.fromiter(digests, dtype=np.uint64, count=len(digests)))
         # By the near digest alone a text would stay that is not compared, or has another representative than its equal.
         forbidden_T |= np.isin(self.near_digests_T, self.near_digests_T[forbidden_T])
+        # Nor does nearness pass on: of three versions in a row the outer two may have no representative in common.
+        held_T = np.zeros(len(self.first_T), dtype=bool)
+        held_T[self.first_T[forbidden_T]] = True
+        held_T[self.close_C2[held_T[self.close_C2].any(axis=1)]] = True
+        forbidden_T |= np.isin(self.digests_T, self.digests_T[held_T])
         spoilt_M = forbidden_T[self.queries_M]
         spoilt_M[self.positives.owners[forbidden_T[self.positives.values]]] = True
         self.fate_M[spoilt_M & self.kept_M] = SPOILT

@@ -30,7 +30,7 @@ from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, n
 from embedding.config import Config
 from embedding.files import made_before, new_folder, sha256_file, write_manifest
 
-FORMAT = 7
+FORMAT = 8
 """Raised when the same sources would give other tables; part of the fingerprint."""
 SHORT = "short texts that equal an evaluation text"
 """Fact of a source: how many of its texts stay for being short (`DecontaminationConfig.least_chars`)."""
@@ -76,7 +76,13 @@ def data_fingerprint(config: DataConfig, evaluation: EvaluationTexts | None = No
         ValueError: a file is missing, or the hub cannot tell a revision's commit.
     """
     contents = {source.title(): _contents(source) for source in config.used()}
-    made_from = {"format": FORMAT, "config": config.model_dump(mode="json"), "contents": contents}
+    # Which sources are used decides, not under which licences.
+    used = config.used()
+    facts = config.model_copy(update={"sources": used, "licences": None}).model_dump(mode="json")
+    for source in facts["sources"]:
+        del source["licence"]
+    left_out = [source.title() for source in config.sources if source not in used]
+    made_from = {"format": FORMAT, "config": facts, "left out": left_out, "contents": contents}
     if evaluation is not None and config.decontamination.enabled:
         made_from["evaluation"] = evaluation.made_from
     return made_from
@@ -232,7 +238,7 @@ class _Intake:
             show = partial(_show, self.display, self.display.add_task(name, total=source.limit))
             rows = self._docstrings(source, part, show) if isinstance(source, DocstringsSource) else None
             filters = self.config.filters if source.filters is None else source.filters
-            found = rows if rows is not None else _shown(numbered_rows(source, part.tally), source.limit, show)  # type: ignore[arg-type]
+            found = rows if rows is not None else _shown(numbered_rows(source, part.tally, filters), source.limit, show)  # type: ignore[arg-type]
             for batch in batches(found, code, source.instruction, source.both_sides, filters):
                 self.drops.bad_records(name, part.tally)
                 yield batch

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 from pydantic import Field
 
-from data_prep.server import Again, Server, ServerConfig
+from data_prep.server import Again, Refused, Server, ServerConfig
 from embedding.files import fingerprint
 
 
@@ -96,6 +96,8 @@ class Chat:
         try:
             choice = answer.json()["choices"][0]
             text = choice["message"]["content"]
+            if text is None:  # a filter's doing, or the model's: asked again it would say the same
+                raise Refused(f"an answer without text (finish_reason {choice.get('finish_reason')!r})")
             text.encode()
             return text, choice.get("finish_reason") != "length"
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):

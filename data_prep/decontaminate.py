@@ -170,17 +170,18 @@ class EvaluationIndex:
         return Match(how, str(self._texts["task"][row]), str(self._texts["text"][row])[:SHOWN_CHARS])
 
     def _in_runs(self, normal: Sequence[str]) -> list[tuple[int, int]]:
-        hashes_R, owner_R = text_runs(normal, self.stride)
-        totals_N = np.bincount(owner_R, minlength=len(normal))
-        place = hashes_R & np.uint64(8 * len(self.filter) - 1)
+        all_R, owners_R = text_runs(normal, self.stride)
+        place = all_R & np.uint64(8 * len(self.filter) - 1)
         maybe = (self.filter[(place >> np.uint64(3)).astype(np.int64)] & _bit(place)) > 0
         # Few are left, and in order the search walks through the file instead of jumping.
-        hashes_R, owner_R = distinct_runs(hashes_R[maybe], owner_R[maybe])
+        hashes_R, owner_R = distinct_runs(all_R[maybe], owners_R[maybe])
         at, others = _lookup(self.runs, self.runs_of, hashes_R)
         if not len(at):
             return []
         pairs, counts = np.unique(np.column_stack([owner_R[at], others]), axis=0, return_counts=True)
         covered_N = np.bincount(owner_R[np.unique(at)], minlength=len(normal))
+        asked_R = (covered_N > 0)[owners_R]  # a text that says everything twice has no more runs than one that does not
+        totals_N = np.bincount(distinct_runs(all_R[asked_R], owners_R[asked_R])[1], minlength=len(normal))
         mine = covered_N[pairs[:, 0]] >= self.config.share * totals_N[pairs[:, 0]]
         theirs = counts >= self.config.share * self.counts_E[pairs[:, 1]]
         # The evaluation text it shares most with is the one that is named.

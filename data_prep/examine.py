@@ -112,7 +112,7 @@ def examine(batch: Batch, shared: Shared, index: EvaluationIndex | None = None) 
     removed = {"positives and negatives that a filter dropped": 0, "negatives that repeat an evaluation text": 0}
     kept: list[Numbered] = []
     for found in batch.rows:
-        verdict = apply_filters(found.row, batch.filters)
+        verdict = apply_filters(found.row, batch.filters, batch.symmetric)
         if verdict.reason:
             dropped.append(Dropped(found.number, found.place, verdict.reason, verdict.detail, found.row))
         else:

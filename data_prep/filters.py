@@ -69,17 +69,21 @@ class Verdict(NamedTuple):
     """Positives and negatives that went while the row stays."""
 
 
-def apply_filters(row: Row, config: FilterConfig) -> Verdict:
-    """Normalise a row's texts and judge it."""
+def apply_filters(row: Row, config: FilterConfig, symmetric: bool = False) -> Verdict:
+    """Normalise a row's texts and judge it; in a `symmetric` source a text may stand beside itself (graded pairs)."""
     if not config.active:
         return Verdict(row)
     if config.unicode != "keep":
         form: Any = config.unicode.upper()
         positives = _distinct(normalise(text, form) for text in row.positives)
-        negatives = _distinct(normalise(text, form) for text in row.negatives if text not in positives)
+        negatives = tuple(
+            text for text in _distinct(normalise(text, form) for text in row.negatives) if text not in positives
+        )
         row = row._replace(query=normalise(row.query, form), positives=positives, negatives=negatives)
         if not row.query or (positives and not any(positives)):
             return Verdict(row, "nothing but invisible characters")
+        if row.query in positives and not symmetric:
+            return Verdict(row, "a positive equals the query, normalised")
     reason, detail = _fault(row.query, config)
     if reason:
         return Verdict(row, reason, detail)

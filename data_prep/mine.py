@@ -26,7 +26,7 @@ from data_prep.tables import EXAMPLES, Examples, Ragged, Texts, pieces, write_ta
 from embedding.config import Config
 from embedding.files import made_before, new_folder, write_manifest
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the same inputs would give other negatives; part of the fingerprint."""
 BLOCK_BYTES, BLOCK_ROWS, BLOCK_CANDIDATES = 16 << 20, 4_096, 1 << 19
 """Queries in float32, rows, and candidates looked at at a time, at most."""
@@ -148,10 +148,12 @@ class Miner:
         self.rows = np.flatnonzero((examples.positives.counts > 0) & np.isnan(examples.scores))
         """Rows that are mined for: a graded pair's second text may be anything but relevant."""
         self.limits = Limits(config.relative, config.absolute)
-        self.statistics = Statistics()
+        self.statistics = Statistics(whole=config.dealt == 1)
         kind = np.int32 if len(texts) < 2**31 else np.int64
         self.mined_Mn = np.full((len(examples), config.negatives), -1, dtype=kind)
         self.positive_M = np.full(len(examples), np.nan, dtype=np.float32)
+        self.near_M = np.zeros(len(examples), dtype=bool)
+        """Rows that had a candidate at or above their limit."""
 
     def run(self, advance: Callable[[int], None]) -> np.ndarray:
         """Mine for all rows: rows of the texts table, [M, n]; -1 where there are not enough."""
@@ -200,7 +202,7 @@ class Miner:
                 yield Pool(rows[mine & large & (examples.groups[rows] == group)], documents[others])
 
     def _mine(self, pool: Pool, advance: Callable[[int], None]) -> None:
-        """Each row in its part of the pool; then in the whole pool, where a part held some negatives but too few."""
+        """Each row in its part of the pool; then in the whole pool, where a part held too few negatives."""
         parts = self.config.dealt
         digest_C, code_N = self.codes.digest_C, self.codes.code_N
         part_P = parts_of(self.seed, digest_C[code_N[pool.documents]], parts)
@@ -209,7 +211,7 @@ class Miner:
             self._search(Pool(pool.rows[part_m == part], pool.documents[part_P == part]), parts, advance)
         if parts > 1:
             found_m = (self.mined_Mn[pool.rows] >= 0).sum(axis=1)
-            short = _short(found_m, self.config.negatives)
+            short = _short(found_m, self.near_M[pool.rows], self.config.negatives)
             self.statistics.searched_again += int(short.sum())
             self._search(Pool(pool.rows[short], pool.documents), 1, lambda rows: None, again=True)
 
@@ -249,7 +251,8 @@ class Miner:
                 self.config.negatives,
             )
             count_b = (chosen.place_bn >= 0).sum(axis=1)
-            final_b = again | (parts == 1) | ~_short(count_b, self.config.negatives)
+            self.near_M[rows] = chosen.near_bk.any(axis=1)
+            final_b = again | (parts == 1) | ~_short(count_b, self.near_M[rows], self.config.negatives)
             if not again:
                 self.statistics.add_candidates(score_bk, positive_b, known_bk & (place_bk >= 0), chosen)
             self.statistics.add_chosen(score_bk[final_b], positive_b[final_b], chosen.place_bn[final_b])
@@ -269,10 +272,10 @@ class Miner:
         return max(64, min(BLOCK_ROWS, BLOCK_BYTES // (4 * width), BLOCK_CANDIDATES // k))
 
 
-def _short(found: np.ndarray, wanted: int) -> np.ndarray:
-    """Which rows have some negatives but too few. One without any has its whole part above its limit: the rest of the
-    pool is no different."""
-    few: np.ndarray = (found > 0) & (found < wanted)
+def _short(found: np.ndarray, near: np.ndarray, wanted: int) -> np.ndarray:
+    """Which rows have too few negatives while the rest of the pool may hold more. Where a part held none below the
+    limit and some `near`, above it, the rest is no different; where it held nothing, it may be."""
+    few: np.ndarray = (found < wanted) & ((found > 0) | ~near)
     return few
 
 

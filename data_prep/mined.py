@@ -15,11 +15,16 @@ from data_prep.tables import Examples, Ragged
 EDGES = np.round(np.arange(-0.5, 1.0001, 0.05), 2)
 """Of the histogram: the positive's score less the candidate's; what lies beyond counts in the outermost bin."""
 
+OF_WHOLE = ("rows with some too near, share", "rows whose positive is not the nearest, share")
+"""Of a random part of the pool they would be smaller, the more so the more parts there are: left out there."""
+
 
 class Statistics:
     """Counts that grow block by block."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool) -> None:
+        """`whole`: each row is searched for in its whole pool, not in a random part of it."""
+        self._whole = whole
         self.searched_again = 0
         """Rows whose part of the pool held too few negatives, and that had the whole pool searched."""
         self._counts: Counter[str] = Counter()
@@ -45,7 +50,7 @@ class Statistics:
         self._counts["usable"] += int(chosen.usable_bk.sum())
         self._counts["rows with some too near"] += int(chosen.near_bk.any(axis=1).sum())
         self._counts["rows"] += len(positive_b)
-        self._counts["rows beaten"] += int(((gap_bk < 0) & ~known_bk).any(axis=1).sum())
+        self._counts["rows whose positive is not the nearest"] += int(((gap_bk < 0) & ~known_bk).any(axis=1).sum())
         self._positives += float(positive_b.sum(dtype=np.float64))
 
     def add_chosen(self, score_bk: np.ndarray, positive_b: np.ndarray, place_bn: np.ndarray) -> None:
@@ -81,11 +86,14 @@ class Statistics:
             "rows with none": int((count[eligible] == 0).sum()),
             "rows searched again": self.searched_again,
             "candidates": self._counts["too near"] + self._counts["usable"],
-            "known relevant kept out": self._counts["known"],
+            "known kept out": self._counts["known"],
             "too near": self._counts["too near"],
             "too near, share": round(self._counts["too near"] / candidates, 4),
-            "rows with some too near, share": round(self._counts["rows with some too near"] / rows, 4),
-            "rows whose positive is not the nearest, share": round(self._counts["rows beaten"] / rows, 4),
+            **(
+                {name: round(self._counts[name.removesuffix(", share")] / rows, 4) for name in OF_WHOLE}
+                if self._whole
+                else {}
+            ),
             "mean score of positives": round(self._positives / rows, 4),
             "mean score of negatives": round(self._negatives / max(self._counts["chosen"], 1), 4),
             "indexes": dict(self._indexes),

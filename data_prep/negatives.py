@@ -36,7 +36,7 @@ class Codes(NamedTuple):
 
 class Known:
     """What is known to be no negative of a row: the query itself, every positive and given negative of any row that
-    asks the same, and every text of the row's group."""
+    asks the same, every query that it answers, and every text of the row's group."""
 
     def __init__(self, examples: Examples, codes: Codes) -> None:
         code_N, self._count = codes.code_N, len(codes.digest_C)
@@ -44,6 +44,7 @@ class Known:
         found = [query_M * (self._count + 1)]
         for side in (examples.positives, examples.negatives):
             found.append(query_M[side.owners] * self._count + code_N[side.values])
+        found.append(code_N[examples.positives.values] * self._count + query_M[examples.positives.owners])
         self._pairs = np.unique(np.concatenate(found))
         grouped = examples.groups >= 0
         members = [examples.groups[grouped] * self._count + query_M[grouped]]

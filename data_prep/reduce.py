@@ -102,7 +102,11 @@ class Reduction:
                 os.link(aside, folder / FILE)
             except FileExistsError:
                 return self.load(folder)
-            except OSError:  # a file system without hard links; who writes at the same time has fitted the same sample
+            except (
+                OSError
+            ):  # a file system without hard links: two that come at the very same moment are not told apart
+                if (folder / FILE).is_file():
+                    return self.load(folder)
                 aside.replace(folder / FILE)
             sync_folder(folder)
         finally:

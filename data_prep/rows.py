@@ -7,7 +7,7 @@ positive is another one of the same label.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import model_validator
@@ -60,6 +60,11 @@ class BadRecord(NamedTuple):
     number: int
     place: str
     reason: str
+
+
+def printable(place: str) -> str:
+    """A path as text that can be written: not every file has a name in UTF-8."""
+    return place.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Tally:
@@ -179,11 +184,12 @@ def to_row(mapping: Mapping, values: Any, symmetric: bool) -> Row:
     return Row(query, positives, tuple(negatives), score, _group(values, mapping.group), lang, instruction, other)
 
 
-def same_label(rows: Iterator[Numbered], tally: Tally) -> Iterator[Numbered]:
+def same_label(rows: Iterator[Numbered], tally: Tally, judged: Callable[[Row], bool]) -> Iterator[Numbered]:
     """Pair each text with the one before it of the same label; the first of a label with its last.
 
     So every text is asked once and answers once, and two texts a label are held in memory. A text that is alone in its
-    label is dropped and counted.
+    label is dropped and counted. One that is `judged` unfit stays by itself, for whoever drops it and says why: paired
+    it would take another with it.
     """
     first: dict[str, Numbered] = {}
     last: dict[str, Row] = {}
@@ -194,6 +200,9 @@ def same_label(rows: Iterator[Numbered], tally: Tally) -> Iterator[Numbered]:
     for found in rows:
         label = found.row.group
         assert label is not None
+        if judged(found.row):
+            yield found
+            continue
         if label in last and last[label].query != found.row.query:
             yield paired(found, last[label])
         elif label in last:
@@ -204,7 +213,8 @@ def same_label(rows: Iterator[Numbered], tally: Tally) -> Iterator[Numbered]:
         last[label] = found.row
     for label, found in first.items():
         if last[label].query == found.row.query:
-            tally.drop("the only text of its label", found.place, found.number)
+            alone = last[label] is found.row
+            tally.drop("the only text of its label" if alone else "duplicate", found.place, found.number)
         else:
             yield paired(found, last[label])
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from data_prep.beir import beir_files, read_beir
 from data_prep.documents import OTHER_KIND, PYTHON, READ, Pairing, pairs_of
-from data_prep.filters import FilterConfig
+from data_prep.filters import FilterConfig, apply_filters
 from data_prep.mteb_tasks import read_task, task_folder, task_settings
 from data_prep.readers import (
     COMPRESSED,
@@ -25,7 +25,7 @@ from data_prep.readers import (
     read_parquet,
     visible_files,
 )
-from data_prep.rows import BadRow, Mapping, Numbered, Record, Row, Tally, same_label, to_row
+from data_prep.rows import BadRow, Mapping, Numbered, Record, Row, Tally, printable, same_label, to_row
 from embedding.config import Config
 
 
@@ -280,7 +280,7 @@ class DocumentsSource(_Files):
         try:
             for pair in pairs_of(path, path.read_text(encoding="utf-8-sig"), self.pairs):
                 found += 1
-                values = {"query": pair.query, "positive": pair.positive, "group": str(path)}
+                values = {"query": pair.query, "positive": pair.positive, "group": printable(str(path))}
                 yield Record(f"{path} ({pair.where})", values)
         except UnicodeDecodeError:
             yield Record(str(path), {}, "not UTF-8")
@@ -333,10 +333,12 @@ def read_rows(source: ColumnSource, tally: Tally) -> Iterator[Row]:
         yield found.row
 
 
-def numbered_rows(source: ColumnSource, tally: Tally) -> Iterator[Numbered]:
-    """`read_rows`, each row with its number and place."""
+def numbered_rows(source: ColumnSource, tally: Tally, filters: FilterConfig | None = None) -> Iterator[Numbered]:
+    """`read_rows`, each row with its number and place. `filters`: what is to come, which pairs of one label mind."""
     rows = _usable(source, tally)
-    yield from islice(same_label(rows, tally) if source.label else rows, source.limit)
+    if source.label:
+        rows = same_label(rows, tally, lambda row: filters is not None and bool(apply_filters(row, filters).reason))
+    yield from islice(rows, source.limit)
     what = f"{tally.dropped.total()} of {tally.read} rows cannot be used"
     if any(reason not in HARMLESS for reason in tally.dropped) and source.on_error == "stop":
         raise ValueError(
@@ -354,14 +356,15 @@ HARMLESS = {"duplicate", "the only text of its label"}
 def _usable(source: ColumnSource, tally: Tally) -> Iterator[Numbered]:
     for record in source.records():
         tally.read += 1
+        place = printable(record.place)
         try:
             if record.problem:
                 raise BadRow(record.problem)
             row = to_row(source, record.values, source.symmetric)
         except BadRow as bad:
-            tally.drop(str(bad), record.place, tally.read)
+            tally.drop(str(bad), place, tally.read)
         else:
-            yield Numbered(tally.read, record.place, row)
+            yield Numbered(tally.read, place, row)
 
 
 def _stem(path: str) -> str:

@@ -16,10 +16,13 @@ from data_prep.reduce import StoreConfig
 from data_prep.tables import Texts, pieces
 from embedding.config import Config
 from embedding.embedder import Embedder
-from embedding.files import content_keys
+from embedding.files import content_keys, fingerprint, read_json, sha256_file
 from embedding.instruction import BARE, Template
+from embedding.layout import read_layout, resolve_model
 from embedding.pooling import Pooling
 
+NO_NUMBERS = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+"""Entries of a model's `config.json` that decide no vector; the dtype is the recipe's."""
 KEYED_TEXTS = 65_536
 """Texts whose keys are computed at a time."""
 
@@ -233,11 +236,22 @@ def _loading(config: TeacherConfig) -> dict[str, Any]:
 def teacher_identity(config: AnyTeacher, teacher: Teacher) -> dict[str, Any]:
     """What determines the stored vectors: the model's own facts, the name it was asked for by, and the store's form."""
     facts = {"model": config.model, "revision": config.revision, **teacher.identity()}
-    if isinstance(config, TeacherConfig) and config.quantization != "none":
-        facts["quantization"] = config.quantization
+    if isinstance(config, TeacherConfig):
+        facts["config"] = _config_digest(config)
+        if config.quantization != "none":
+            facts["quantization"] = config.quantization
     if config.store != StoreConfig():
         facts["store"] = config.store.model_dump(exclude_none=True)
     return facts
+
+
+def _config_digest(config: TeacherConfig) -> str:
+    """Of what the model's own `config.json` says of its computing, and of the code that it brings."""
+    folder = resolve_model(config.model, config.revision)
+    folder /= read_layout(folder).transformer
+    facts = {name: fact for name, fact in read_json(folder / "config.json").items() if name not in NO_NUMBERS}
+    code = [sha256_file(path) for path in sorted(folder.glob("*.py"))] if config.trust_remote_code else []
+    return fingerprint([facts, code])
 
 
 def vector_keys(texts: Texts, template: Template) -> np.ndarray:

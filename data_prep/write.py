@@ -28,7 +28,7 @@ from data_prep.chat import Answer, Chat, ChatConfig
 from data_prep.clean import digest, normal_form
 from data_prep.documents import HTML, MARKDOWN, OTHER_KIND, PLAIN, passages, read_document, words_in
 from data_prep.embed import embed_texts
-from data_prep.rows import Row, Tally
+from data_prep.rows import Row, Tally, printable
 from data_prep.search import search_among, unit
 from data_prep.server import Refused
 from data_prep.sources import ColumnSource, DocumentsSource, numbered_rows
@@ -49,7 +49,8 @@ SEARCHED = 1_024
 """Queries searched for at a time."""
 TUNED_WITH = 256
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):]|[Qq]\d{0,2}[.:])\s+")
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)|\A(?:(?!<think>).)*?</think>", re.DOTALL)
+"""Some templates open the thought in the prompt: then the answer begins within it."""
 
 _ENDING = "Write one on each line and nothing else, in the language of the document.\n\nDocument:\n{document}"
 
@@ -166,7 +167,7 @@ def write_queries(config: WriteConfig, progress: bool = True) -> dict[str, Any]:
             not one query that stays.
     """
     tally = Tally()
-    documents = _distinct(islice(_documents(config.documents, tally), config.documents.limit))
+    documents = _distinct(_documents(config.documents, tally))
     if not documents:
         raise ValueError(f"source {config.documents.title()!r}: no document; {tally.report() or 'there are none'}")
     left_out: list[LeftOut] = []
@@ -222,27 +223,32 @@ def write_queries(config: WriteConfig, progress: bool = True) -> dict[str, Any]:
 
 
 def _documents(source: ColumnSource, tally: Tally) -> Iterator[Document]:
-    if not isinstance(source, DocumentsSource):
-        for found in numbered_rows(source, tally):
-            for text in found.row.positives or (found.row.query,):
-                yield Document(text, found.place, found.row.group or found.place)
+    if isinstance(source, DocumentsSource):
+        yield from islice(_passages(source, tally), source.limit)
         return
+    for found in numbered_rows(source, tally):
+        for text in found.row.positives or (found.row.query,):
+            yield Document(text, found.place, found.row.group or found.place)
+
+
+def _passages(source: DocumentsSource, tally: Tally) -> Iterator[Document]:
     endings = PLAIN | MARKDOWN | HTML
     for path in source.files():
         tally.read += 1
+        name = printable(str(path))
         if path.suffix.lower() not in endings:
-            tally.drop(OTHER_KIND, str(path), tally.read)
+            tally.drop(OTHER_KIND, name, tally.read)
             continue
         try:
             document = read_document(path, path.read_text(encoding="utf-8-sig"))
         except (UnicodeDecodeError, ValueError, RecursionError):
-            tally.drop("a file that cannot be read", str(path), tally.read)
+            tally.drop("a file that cannot be read", name, tally.read)
             continue
         parts = [passage for section in document.sections for passage in passages(section.text)]
         if not parts:
-            tally.drop("no passage in the document", str(path), tally.read)
+            tally.drop("no passage in the document", name, tally.read)
         for number, passage in enumerate(parts, start=1):
-            yield Document(passage, f"{path} (passage {number})", str(path))
+            yield Document(passage, f"{name} (passage {number})", name)
 
 
 def _distinct(documents: Iterator[Document]) -> list[Document]:

@@ -32,7 +32,7 @@ from embedding.layout import (
 )
 from embedding.packing import comes_out_alike, fixed_rotary
 from embedding.pooling import EMPTY, Pooling, normalize, pool, pool_packed
-from embedding.tokens import PROBE, cut, lower_case, pack, pad, plan_chunks, specials, tokenize
+from embedding.tokens import cut, lower_case, pack, pad, plan_chunks, save_tokenizer, specials, tokenize
 
 # Padded tokens a chunk when nobody measured: about what keeps a device busy without leaving its caches.
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
@@ -380,15 +380,7 @@ class Embedder(nn.Module):
         except SafetensorError as error:
             raise OSError(f"{folder}: cannot write the weights ({error}); make room for them") from None
         tell_older_readers(folder)
-        limit = self.tokenizer.model_max_length
-        self.tokenizer.model_max_length = self.max_tokens
-        try:
-            self.tokenizer.save_pretrained(folder)
-        finally:
-            self.tokenizer.model_max_length = limit
-        again = AutoTokenizer.from_pretrained(folder)(PROBE)["input_ids"]
-        if again != self.tokenizer(PROBE)["input_ids"]:
-            raise ValueError(f"{folder}: the saved tokenizer reads back with other special tokens; found {again}")
+        save_tokenizer(self.tokenizer, folder, self.max_tokens)
         specs = [dense.spec(f"{i + 2}_Dense") for i, dense in enumerate(self.heads)]
         for spec, dense in zip(specs, self.heads, strict=True):
             (folder / spec.folder).mkdir(exist_ok=True)

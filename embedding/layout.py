@@ -6,6 +6,7 @@ The files are written in the form every release and server since 2.x reads; both
 
 import importlib.util
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +28,7 @@ POOLING_FLAGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
 }
+_INSTRUCTED = re.compile(r"(Instruct: ).+(\n ?Query: ?)")
 POOLING_NAMES: dict[str, Pooling] = {"lasttoken": "last", "mean": "mean", "cls": "cls"}
 
 
@@ -209,7 +211,11 @@ def _template(folder: Path, prompts: dict[str, str]) -> Template:
     kept = _optional(folder / "eyas.json").get("template")
     if kept is not None:
         return parse_config(Template, kept, where=str(folder / "eyas.json"))
-    return Template(query=prompts.get("query", ""), document=prompts.get("document", prompts.get("passage", "")))
+    query = prompts.get("query")
+    if query is None:  # a name for each task, as Harrier has: their common form takes any instruction
+        forms = [form for prompt in prompts.values() if (form := _INSTRUCTED.fullmatch(prompt))]
+        query = f"{forms[0][1]}{{task}}{forms[0][2]}" if forms else ""
+    return Template(query=query, document=prompts.get("document", prompts.get("passage", "")))
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> Pooling:

@@ -5,13 +5,16 @@ Shapes: N texts, L tokens of the longest in a chunk, T tokens of a chunk laid en
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from embedding.files import read_json, write_json
 
 PROBE = "An eyas is a young hawk."
 CHUNK_COST = 48
@@ -75,6 +78,28 @@ def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
     inner = tokenizer.backend_tokenizer
     after = [] if inner.normalizer is None else [inner.normalizer]
     inner.normalizer = normalizers.Sequence([normalizers.Lowercase(), *after])
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_tokens: int) -> None:
+    """Write a tokenizer that reads back alike, with `max_tokens` as its limit.
+
+    Raises:
+        ValueError: read back, it gives other ids (then a server would embed other vectors).
+    """
+    limit = tokenizer.model_max_length
+    tokenizer.model_max_length = max_tokens
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.model_max_length = limit
+    wanted = tokenizer(PROBE)["input_ids"]
+    found = AutoTokenizer.from_pretrained(folder)(PROBE)["input_ids"]
+    if found != wanted:  # some classes (GPT-NeoX') set the special tokens anew; the plain one reads the file as it is
+        settings = folder / "tokenizer_config.json"
+        write_json(settings, read_json(settings) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        found = AutoTokenizer.from_pretrained(folder)(PROBE)["input_ids"]
+    if found != wanted:
+        raise ValueError(f"{folder}: the saved tokenizer reads back with other special tokens; found {found}")
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:

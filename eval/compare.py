@@ -54,7 +54,8 @@ def compare(cards: Mapping[str, Scorecard]) -> Comparison:
         }
         tasks[name] = {key: cards[first]["tasks"][name][key] for key in ("kind", "metric")} | {"runs": cells}
     scored = {run: {n: t | {"score": t["runs"][run]["score"]} for n, t in tasks.items()} for run in cards}
-    means = {run: mean_of_kinds(kind_replicates(scored[run], drawn[run])) for run in cards}
+    noted = {run: any(of is not None for of in drawn[run].values()) for run in cards}
+    means = {run: mean_of_kinds(kind_replicates(scored[run], drawn[run])) if noted[run] else None for run in cards}
     exact = {run: float(mean_of_kinds(kind_replicates(scored[run], {}))[0]) for run in cards}
     mean = {run: _cell(exact[run], exact[first], means[run], means[first], run == first) for run in cards}
     return {"runs": list(cards), "tasks": tasks, "mean": mean, "left_out": sorted(everything - set(common))}

@@ -115,13 +115,19 @@ def _make_smaller(task: Any, kind: Kind, rows: int | None, documents: int | None
         return
     if kind in SEARCHES:
         # FollowIR's score is over all its few queries; only what is ranked for each becomes less
-        queries = None if kind == "instruction_reranking" else rows
+        paired = kind == "instruction_reranking"
+        queries, question = (None, _question) if paired else (rows, str)
         for subset in task.dataset.values():
             for split in set(subset) & set(task.eval_splits):
-                subset[split] = smaller_search(subset[split], queries, documents, seed)
+                subset[split] = smaller_search(subset[split], queries, documents, seed, question)
         return
     for part, split in _evaluated(task):
         part[split] = part[split].select(draw(range(len(part[split])), rows, seed))
+
+
+def _question(query: str) -> str:
+    """FollowIR asks each question twice, as ID-og and ID-changed, and scores where the same documents go."""
+    return query.removesuffix("-og").removesuffix("-changed")
 
 
 def _unpack(task: Any) -> None:

@@ -4,7 +4,7 @@ Documents drawn at random are easy to tell from the right one, so a score on the
 a query (and those that somebody judged and found wrong) are kept before any others.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,11 +71,16 @@ def keep_documents(
     return [doc for doc in ids if doc in kept]
 
 
-def smaller_search(split: Any, queries: int | None, documents: int | None, seed: int) -> dict[str, Any]:
+def smaller_search(
+    split: Any, queries: int | None, documents: int | None, seed: int, question: Callable[[str], str] = str
+) -> dict[str, Any]:
     """A split of one of mteb's search tasks with at most so many queries and documents.
 
     Where each query comes with its own candidates, they all stay with it while there is room; beyond that, each keeps
     its judged ones and those most like it, CANDIDATES at least.
+
+    Args:
+        question: of a query's ID; queries of one question keep the same candidates.
     """
     relevance: Relevance = split["relevant_docs"]
     columns = split["queries"].to_dict()
@@ -91,11 +96,17 @@ def smaller_search(split: Any, queries: int | None, documents: int | None, seed:
     ranked = split["top_ranked"]
     if ranked:
         room = None if documents is None else max(CANDIDATES, documents // max(1, len(asked)))
-        ranked = {
-            query: keep_documents({query: text}, {d: texts[d] for d in ranked[query] if d in texts}, relevance, room, 0)
-            for query, text in asked.items()
-            if query in ranked
-        }
+        alike: dict[str, list[str]] = {}
+        for query in asked:
+            if query in ranked:
+                alike.setdefault(question(query), []).append(query)
+        kept_by: dict[str, list[str]] = {}
+        for together in alike.values():
+            theirs = dict.fromkeys(doc for query in together for doc in ranked[query] if doc in texts)
+            some = {query: asked[query] for query in together}
+            kept_by |= dict.fromkeys(together, keep_documents(some, {d: texts[d] for d in theirs}, relevance, room, 0))
+        own = {query: set(ranked[query]) for query in kept_by}
+        ranked = {query: [doc for doc in found if doc in own[query]] for query, found in kept_by.items()}
         wanted = {doc for found in ranked.values() for doc in found}
         kept = [doc for doc in texts if doc in wanted]
     else:

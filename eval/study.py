@@ -3,8 +3,9 @@
 Shapes: B replicates, S seeds.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import t  # type: ignore[import-untyped]
@@ -33,13 +34,15 @@ class Verdict:
 
     difference: float
     half: float
-    """Half the width of the 95 % interval."""
+    """Half the width of the 95 % interval; infinite where nothing tells: one seed, and no task that notes its items."""
     seeds: int
     """Seeds that both have."""
 
     @property
     def sentence(self) -> str:
         """In words, in points of 100."""
+        if math.isinf(self.half):
+            return f"{100 * self.difference:+.1f} (one seed, and no task notes its items: chance is not known)"
         shown = f"{100 * self.difference:+.1f} ± {100 * self.half:.1f}"
         single = " (one seed: chance between trainings is not counted)" if self.seeds == 1 else ""
         if abs(self.difference) <= self.half:
@@ -173,6 +176,8 @@ class Drawn:
     kinds: dict[str, float]
     mean_B: np.ndarray
     """Mean(TaskType) with other items, the same draws for every run on them."""
+    noted: bool
+    """Whether any task notes its items; else `mean_B` is `score` again and again."""
 
     @classmethod
     def of(cls, card: Scorecard, names: Sequence[str]) -> "Drawn":
@@ -183,12 +188,15 @@ class Drawn:
         drawn = {name: replicates(scored[name]["kind"], card["outcomes"].get(name, [])) for name in names}
         exact = kind_replicates(scored, {})
         kinds = {kind: float(values_B[0]) for kind, values_B in exact.items()}
-        return cls(float(np.mean(list(kinds.values()))), kinds, mean_of_kinds(kind_replicates(scored, drawn)))
+        noted = any(of is not None for of in drawn.values())
+        mean_B = mean_of_kinds(kind_replicates(scored, drawn))
+        return cls(float(np.mean(list(kinds.values()))), kinds, mean_B, noted)
 
 
 def _verdict(mine: Mapping[int, Drawn], base: Mapping[int, Drawn]) -> Verdict:
     seeds = sorted(set(mine) & set(base))
-    return verdict(
+    found = verdict(
         [mine[seed].score - base[seed].score for seed in seeds],
         np.stack([mine[seed].mean_B - base[seed].mean_B for seed in seeds]),
     )
+    return found if len(seeds) > 1 or mine[seeds[0]].noted else replace(found, half=math.inf)

@@ -93,7 +93,7 @@ def differences_svg(rows: Sequence[Row], baseline: str) -> str:
     marks = [
         (row.name, 100 * row.verdict.difference, 100 * row.verdict.half, row.verdict.sentence)
         for row in rows
-        if row.verdict is not None
+        if row.verdict is not None and math.isfinite(row.verdict.half)
     ]
     if not marks:
         return f"<p>nothing to compare with {escape(baseline)} yet</p>"

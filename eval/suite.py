@@ -123,6 +123,8 @@ class Suite:
     tasks: list[SuiteTask]
     failed: dict[str, str] = field(default_factory=dict)
     """Task -> why it could not be loaded."""
+    known: list[str] = field(default_factory=list)
+    """Every task that could have been chosen."""
     views: list[View] = field(default_factory=list)
     """How else the finished student's vectors are to be scored."""
     memory: dict[str, Any] = field(default_factory=dict)
@@ -170,6 +172,7 @@ def load_suite(config: SuiteConfig, folder: Path | None = None) -> Suite:
         if folder is not None:
             _load_folder(suite, config, folder)
         _load_official(suite, config)
+    _check_instructions(suite, config)
     return suite
 
 
@@ -203,8 +206,7 @@ def _load_folder(suite: Suite, config: SuiteConfig, folder: Path) -> None:
             hint = f"did you mean {' or '.join(close)}?" if close else f"it has {some(list(found), 5)}"
             suite.failed[pattern] = f"{folder} has no such task; {hint}"
     chosen = [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in config.tasks)]
-    official = [named if isinstance(named, str) else named.name for named in config.official]
-    _check_instructions(suite, config, [*found, *KIND_NAMES, *official])
+    suite.known += found
     limits = Limits(config.max_rows, config.max_documents, config.seed)
     for name in chosen:
         kind, path = found[name]
@@ -227,6 +229,7 @@ def _load_official(suite: Suite, config: SuiteConfig) -> None:
             continue
         for task in tasks:
             name = task.metadata.name
+            suite.known.append(name)
             try:
                 kind = load_task(task, config.mirror, config.max_rows, config.max_documents, config.seed)
             except SKIPPED as error:
@@ -250,7 +253,9 @@ def _folder_instructions(folder: Path) -> dict[str, str]:
     return found
 
 
-def _check_instructions(suite: Suite, config: SuiteConfig, known: list[str]) -> None:
+def _check_instructions(suite: Suite, config: SuiteConfig) -> None:
+    official = [named if isinstance(named, str) else named.name for named in config.official]
+    known = list(dict.fromkeys([*suite.known, *KIND_NAMES, *official]))
     for name in config.instructions:
         if name not in known:
             suite.failed[name] = f"instructions name an unknown task or kind{suggest(name, known)}"

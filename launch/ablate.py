@@ -78,12 +78,22 @@ class StudyConfig(Config):
         if not all(self.grid.values()):
             raise ValueError("every key of the grid needs at least one value")
         combinations = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        return {"_".join(_short(key, value) for key, value in one.items()): one for one in combinations}
+        named = {"_".join(_short(key, value) for key, value in one.items()): one for one in combinations}
+        if len(named) < len(combinations):
+            raise ValueError("values of the grid differ only in signs or spaces; name them under variants instead")
+        return named
 
 
 def _short(key: str, value: Any) -> str:
     """`learning_rate-0.001`: the last word of the key and the value, as a name."""
     return f"{key.rpartition('.')[2]}-" + re.sub(r"[^A-Za-z0-9.]+", "-", str(value)).strip("-")
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named is not None else [str(number) for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -234,15 +244,19 @@ class Ablation:
         places: queue.Queue[int] = queue.Queue()
         for place in range(jobs):
             places.put(place)
-        gpus = torch.cuda.device_count()
+        # An engine places its processes itself, on as many GPUs as it was told.
+        each = 1 if engine.on is None else engine.gpus or 0
+        gpus = visible_gpus() if jobs > 1 and each else []
+        if gpus and engine.on is not None and jobs * each > len(gpus):
+            raise ValueError(f"--jobs {jobs} of --gpus {each} need {jobs * each} GPUs; {len(gpus)} are visible here")
         # Each would take all cores, and threads that wait for one another hold the others up tenfold.
         shared = {"OMP_NUM_THREADS": threads(jobs * engine.ranks)} if jobs > 1 else {}
 
         def one(run: Run) -> None:
             place = places.get()
             try:
-                # One GPU for each of several runs at once; an engine places its processes itself.
-                own = {"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus and jobs > 1 and engine.on is None else {}
+                mine = [gpus[(place * each + i) % len(gpus)] for i in range(each)] if gpus else []
+                own = {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {}
                 self._process(run, ["run", str(run.config), *_words(engine)], shared | own, "run")
             finally:
                 places.put(place)

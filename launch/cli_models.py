@@ -36,6 +36,8 @@ def merge(
 
     if method not in ("mean", "slerp", "greedy"):
         raise ValueError(f"--method {method}: expected mean, slerp or greedy")
+    if out.exists() and not (out / "modules.json").is_file():
+        raise ValueError(f"--out {out}: it is there and no model folder, and would be replaced; give a new folder")
     loaded = [Embedder.from_pretrained(folder) for folder in models]
     first, *others = (_make(model) for model in loaded)
     for folder, other in zip(models[1:], others, strict=True):

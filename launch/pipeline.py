@@ -207,7 +207,7 @@ class Pipeline:
 
     def _train(self) -> Result:
         student = self.at.new_student()
-        check_student(self.recipe.stages, student, self.at.inputs)
+        check_student(self.recipe, student, self.at.inputs)
         self.at.free_teacher()  # its memory belongs to the training now
         if rank() == 0:
             if unread := unread_instructions(self.at.texts, student.embedder.template):
@@ -351,7 +351,9 @@ class Pipeline:
         return self.ledger.step("evaluate", made_from, work)
 
     def _beginning(self) -> Embedder:
-        return on_device(self.at.new_student().embedder)
+        student = self.at.new_student().embedder
+        self.at.free_teacher()  # which it may begin from, and whose memory is none of its own
+        return on_device(student)
 
     def report(self) -> Result:
         """All of it on one page."""
@@ -364,12 +366,15 @@ class Pipeline:
             from eval.report import write_report
             from launch.card import write_card
 
+            write_facts(self.at)  # a licence may have been added since
             outputs = [str(write_report(self.at.folder))]
             if self.at.model.is_dir():
                 outputs.append(str(write_card(self.recipe, self.at.folder, self.at.model)))
             return {"outputs": outputs}
 
-        return self.ledger.step("report", files | {"card": self.recipe.card.model_dump(mode="json")}, work)
+        licences = [source.licence for source in self.recipe.data.used()]
+        shown = {"card": self.recipe.card.model_dump(mode="json"), "licences": licences}
+        return self.ledger.step("report", files | shown, work)
 
     def _scorecard_facts(self, student: Embedder) -> dict[str, Any]:
         embed, prepared = self.at.results["embed"], self.at.results["prepare"]["summary"]

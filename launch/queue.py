@@ -30,6 +30,8 @@ def queued(folder: Path) -> str:
     if not jobs:
         return ""
     if shutil.which("squeue") is None:
+        if read_run(folder, folder.parent).state == "done":
+            return ""
         return f"{' '.join(jobs)} (no squeue on this machine)"
     asked = ask(["squeue", "--noheader", "--jobs", ",".join(jobs), "--format", "%i|%T|%M|%r"], check=False)
     found = []
@@ -45,12 +47,14 @@ def cancel_run(folder: Path) -> str:
     Raises:
         ValueError: nothing does, or it does on another machine.
     """
-    if queued(folder):
+    waiting, who = queued(folder), holder(folder)
+    if waiting and shutil.which("scancel") is not None:
         jobs = jobs_of(folder)
         # It sends SIGTERM first, on which a training writes its checkpoint, and kills after Slurm's own KillWait.
         ask(["scancel", *jobs])
         return f"cancelled Slurm job {' and '.join(jobs)}"
-    who = holder(folder)
+    if waiting and not who:
+        raise ValueError(f"{folder}: Slurm jobs {waiting}; run eyas cancel where they were submitted")
     if not who:
         raise ValueError(f"{folder}: nothing works on it; it is {read_run(folder, folder.parent).state}")
     if who["host"] != socket.gethostname():

@@ -112,6 +112,7 @@ class RunRecord:
         """A step begins to work."""
         if not self.facts:
             self.facts = {"started": now(), "command": redacted(self.command), "folder": str(Path.cwd()), **_holder()}
+            self._remember()
             write_json(self.folder / ENVIRONMENT, environment())
         self._write(state="running", step=step)
 
@@ -126,6 +127,14 @@ class RunRecord:
             self.facts = {"started": now(), "command": redacted(self.command), "step": ""}
         extra: dict[str, Any] = {"ended": now()} | ({"error": scrubbed(error)} if error else {})
         self._write(state=state, **extra, **({"made_from": made_from} if made_from else {}))
+
+    def _remember(self) -> None:
+        """Put the records of a run that ended aside: `keep_finished` may ask for them."""
+        record = self.folder / RECORD
+        if record.is_file() and read_json(record)["state"] != "running":
+            for name in (RECORD, ENVIRONMENT):
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, self.folder / f".{name}")
 
     def _write(self, **facts: Any) -> None:
         self.facts |= facts
@@ -219,7 +228,11 @@ def keep_finished(folder: Path) -> Path:
         number += 1
     aside = folder.with_name(f".{kept.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(folder, aside, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(LOCK))
+    ignored = shutil.ignore_patterns(LOCK, JOB, "*.sbatch")  # the job is that of the run to come
+    shutil.copytree(folder, aside, copy_function=_link_or_copy, ignore=ignored)
+    for name in (RECORD, ENVIRONMENT):
+        if (aside / f".{name}").is_file():
+            (aside / f".{name}").replace(aside / name)
     aside.rename(kept)
     return kept
 

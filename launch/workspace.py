@@ -156,7 +156,7 @@ class Workspace:
         inputs = foreseen(self.recipe, self.texts, Examples.load(self.data / "examples"), self.teacher_width or 0)
         plan_stages(self.recipe, inputs)
         _ = self.evaluates_in_training
-        check_student(self.recipe.stages, self.new_student(), inputs)
+        check_student(self.recipe, self.new_student(), inputs)
 
     def new_student(self) -> Student:
         """The student before training."""
@@ -281,4 +281,5 @@ def query_prompts(inputs: Inputs, template: Template) -> dict[str, str]:
         prompt = prompts[examples.source_names[source]] = template.prompt(texts.role(row), texts.task(row))
         if texts.role(row) == "query":
             query.setdefault("query", prompt)
-    return query | prompts
+    own = {name: prompt for name, prompt in prompts.items() if name not in ("query", "document")}
+    return query | own  # those two names are the template's, whatever a source is called

@@ -196,14 +196,17 @@ class Sampler:
         positive_B = np.searchsorted(document_K, positive_at)
         query_B, group_B = query_at[owner_B], self.examples.groups[rows[owner_B]]
         group_K, several = self._groups_of(text_N[document_K])
-        excluded = self._same_query(query_B, positive_B)
-        excluded |= self._other_positives(also, text_N[document_K])
+        excluded = self._other_positives(also, text_N[document_K])
         excluded |= self._same_words(text_N[query_B], text_N[document_K], positive_B)
         excluded |= {(int(i), k) for k, group in several for i in np.flatnonzero(group_B == group)}
+        some_X2 = np.array(list(excluded), dtype=np.int64).reshape(-1, 2)
+        pairs_X2 = np.concatenate([self._same_query(query_B, positive_B), some_X2])
+        count = max(len(document_K), 1)
+        code_X = np.unique(pairs_X2 @ np.array([count, 1]))  # as numbers, which sort fast: there may be millions
         negative_BH = np.full((len(owner), self.negatives), -1, dtype=np.int64)
-        for (b, j), k in zip(negative_of, np.searchsorted(document_K, negative_at).tolist(), strict=True):
-            if (b, k) not in excluded and k != positive_B[b]:
-                negative_BH[b, j] = k
+        of_R2, k_R = np.array(negative_of, dtype=np.int64).reshape(-1, 2), np.searchsorted(document_K, negative_at)
+        good_R = ~np.isin(of_R2[:, 0] * count + k_R, code_X) & (k_R != positive_B[of_R2[:, 0]])
+        negative_BH[of_R2[good_R, 0], of_R2[good_R, 1]] = k_R[good_R]
         return Batch(
             step=step,
             text_N=text_N,
@@ -213,7 +216,7 @@ class Sampler:
             document_K=document_K,
             positive_B=positive_B,
             negative_BH=negative_BH,
-            excluded_X2=np.array(sorted(excluded), dtype=np.int64).reshape(-1, 2),
+            excluded_X2=np.stack(np.divmod(code_X, count), axis=1),
             query_group_B=group_B,
             document_group_K=group_K,
             graded_G2=np.stack([np.searchsorted(text_N, table_G3[:, 0].astype(np.int64)), of_pair], axis=1),
@@ -230,14 +233,17 @@ class Sampler:
         return group_K, [(k, int(group)) for k in several for group in self._group_of_grouped[low_K[k] + 1 : high_K[k]]]
 
     @staticmethod
-    def _same_query(query_B: np.ndarray, positive_B: np.ndarray) -> set[tuple[int, int]]:
-        """A query that stands in several rows is not contrasted with any of their positives."""
-        rows_of: dict[int, list[int]] = defaultdict(list)
-        for row, query in enumerate(query_B.tolist()):
-            rows_of[query].append(row)
-        return {
-            (i, int(positive_B[j])) for rows in rows_of.values() if len(rows) > 1 for i in rows for j in rows if i != j
-        }
+    def _same_query(query_B: np.ndarray, positive_B: np.ndarray) -> np.ndarray:
+        """A query that stands in several rows is not contrasted with any of their positives: (row, document) [X, 2]."""
+        _, group_B, counts = np.unique(query_B, return_inverse=True, return_counts=True)
+        order_B, begin = np.argsort(group_B, kind="stable"), np.cumsum(counts) - counts
+        rows = np.flatnonzero(counts[group_B] > 1)
+        many = counts[group_B[rows]]
+        row_X = np.repeat(rows, many)
+        within_X = np.arange(len(row_X)) - np.repeat(np.cumsum(many) - many, many)
+        other_X = order_B[begin[group_B[row_X]] + within_X]
+        apart = row_X != other_X
+        return np.stack([row_X[apart], positive_B[other_X[apart]]], axis=1)
 
     @staticmethod
     def _other_positives(also: list[tuple[int, int]], document_text_K: np.ndarray) -> set[tuple[int, int]]:

@@ -5,16 +5,16 @@ the same chunks and ends bit for bit where the uninterrupted one would have.
 """
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
-from embedding.memory import drop_garbage
+from embedding.memory import available_memory, drop_garbage
 from embedding.tokens import chunk_tokens, plan_chunks
 from train.recipe import ComputeConfig
 from train.step import Memory
@@ -184,7 +184,8 @@ def _room(student: Student, memory: Memory, chunk: int, shards: int) -> float:
     Negative on a GPU where the chunk of so many tokens that is recomputed beside them has no room itself."""
     device = student.embedder.device
     if device.type != "cuda":
-        return 0.5 * float(psutil.virtual_memory().available)
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return 0.5 * available_memory() / ranks
     torch.cuda.empty_cache()  # what the measuring left with PyTorch's allocator does not count as free
     to_come = STATE_BYTES * sum(p.numel() for p in student.parameters() if p.requires_grad) / shards
     if shards > 1:

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from torch import nn
 
 from train.losses import Match, Own
-from train.optim import is_token_embedding
+from train.optim import token_embeddings
 from train.recipe import Frozen, Stage
 
 
-def part_of(name: str) -> Frozen:
-    """Which part of the student a parameter belongs to."""
-    if name.startswith("projection."):
-        return "projection"
-    return "embeddings" if is_token_embedding(name) else "layers"
+def parts_of(student: nn.Module) -> dict[str, Frozen]:
+    """Which part of the student each of its parameters belongs to."""
+    tables = token_embeddings(student)
+
+    def part(name: str) -> Frozen:
+        return "projection" if name.startswith("projection.") else "embeddings" if name in tables else "layers"
+
+    return {name: part(name) for name, _ in student.named_parameters()}
 
 
 def frozen_in(stage: Stage) -> list[Frozen]:
@@ -25,8 +28,9 @@ def frozen_in(stage: Stage) -> list[Frozen]:
 
 def freeze(student: nn.Module, frozen: Sequence[Frozen], trainable: frozenset[str]) -> None:
     """Only the parts that a stage trains get gradients; of those, what the student trains at all (`trainable`)."""
+    parts = parts_of(student)
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name in trainable and part_of(name) not in frozen)
+        parameter.requires_grad_(name in trainable and parts[name] not in frozen)
 
 
 def check_frozen(stages: Sequence[Stage], student: nn.Module) -> None:
@@ -35,7 +39,8 @@ def check_frozen(stages: Sequence[Stage], student: nn.Module) -> None:
     Raises:
         ValueError: one does not.
     """
-    parts = {part_of(name) for name, parameter in student.named_parameters() if parameter.requires_grad}
+    part_of = parts_of(student)
+    parts = {part_of[name] for name, parameter in student.named_parameters() if parameter.requires_grad}
     for stage in stages:
         if parts <= set(frozen := frozen_in(stage)):
             raise ValueError(

@@ -8,48 +8,38 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from packaging.version import Version
-from torch import Tensor
 
 from embedding.memory import keep_freed_memory
-from eval.ranks import Ranks
 from train.calibrate import calibrate, lowered, matrix_rate
 from train.checkpoint import (
-    Checkpoint,
     load_optimizer,
     newest_checkpoint,
-    optimizer_tensors,
-    prune_checkpoints,
-    save_checkpoint,
 )
 from train.clock import Clock
 from train.distributed import (
     any_rank,
     broadcast_object,
-    from_main,
     gather_objects,
     join,
-    rank,
-    sharded_like,
     sharded_precision,
-    whole_on_main,
     world_size,
 )
 from train.frozen import freeze, frozen_in
-from train.merge import Average, State, merged
+from train.job import Job, finished_stages
+from train.merge import Average
 from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_student, checkpoint_identity, plan_stages
 from train.precision import mixed_precision
 from train.recipe import Recipe
 from train.spikes import SpikeGuard
-from train.stages import finished_stage, origin, save_stage, stage_identity
+from train.stages import stage_identity
 from train.start import set_start
 from train.step import Memory, TrainState, prepare_work, read_ahead, train_step
 from train.student import Student, checkpoint_layers, compile_layers
@@ -103,19 +93,20 @@ def train(
     precision = mixed_precision(recipe.compute)
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), log_with=log_with)
     plans = plan_stages(recipe, inputs)
-    check_student(recipe.stages, student, inputs)
+    check_student(recipe, student, inputs)
     watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate, judge)
-    job = _Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, watch)
+    job = Job(recipe, run / "checkpoints", checkpoint_identity(recipe, inputs), accelerator, student, inputs, watch)
     with accelerator.main_process_first():  # what is damaged is renamed
         found, notes = newest_checkpoint(job.folder, job.made_from) if resume else (None, [])
-        done = [] if found or not resume else _finished(job, plans)
+        done = finished_stages(job, plans) if resume else []
     begin = found.step if found else 0
     if len(seen := set(gather_objects(begin))) > 1:
         raise ValueError(f"the ranks found checkpoints of the steps {sorted(seen)}; do all machines see {job.folder}?")
     before = float(found.facts.get("seconds", 0.0)) if found else 0.0
     job.began = began - before
     total = plans[-1].end + (recipe.merge is not None)
-    kept = max((plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)), default=begin)
+    skipped = [plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)]
+    kept = max(skipped, default=0) if found is None else begin
     rate = matrix_rate(accelerator.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=kept, matrix_rate=rate * world_size())
     for note in notes:
@@ -135,7 +126,8 @@ def train(
     else:
         student.load_state_dict(found.model)
         kept_memory = Memory(**found.facts["memory"])
-        memory = lowered(kept_memory, recipe.compute)
+        same = found.facts.get("computing") == job.computing
+        memory = lowered(kept_memory, recipe.compute) if same else _measured(job, plans)
         watch.load(found.facts)
         ranks = found.facts.get("ranks", world_size())
         other = "" if ranks == world_size() else f" on {world_size()} ranks; {ranks} came so far, equal up to rounding"
@@ -202,125 +194,15 @@ def train(
     return TrainReport(steps, (watch.ended or total) - steps, time.perf_counter() - start, before, metrics)
 
 
-def _finished(job: "_Job", plans: Sequence[StagePlan]) -> list[int]:
-    """The stages whose weights lie in the run's folder, made from just what they would be made from now. None where
-    evaluations decide what comes out: those of the stages went with their checkpoints."""
-    found = []
-    for number, plan in enumerate(plans if not job.recipe.tracking.decides else ()):
-        identity = stage_identity(job.recipe, job.inputs, plans, number)
-        if finished_stage(job.stages, plan.stage.name, plan.steps, identity) is not None:
-            found.append(number)
-    return found
-
-
-@dataclass
-class _Job:
-    """What belongs to the run rather than to a stage."""
-
-    recipe: Recipe
-    folder: Path
-    made_from: dict[str, object]
-    accelerator: Accelerator
-    student: Student
-    inputs: Inputs
-    watch: Watch
-    identity: dict[str, Any] = field(default_factory=dict)
-    """What the weights at the end of the running stage are made from."""
-    began: float = 0.0
-    """On `time.perf_counter`, as if no process had been killed."""
-
-    def facts(self, memory: Memory) -> dict[str, Any]:
-        """What a checkpoint says of the run."""
-        seconds = time.perf_counter() - self.began
-        ran = {"ranks": world_size(), "precision": self.accelerator.mixed_precision, "seconds": seconds}
-        return {"memory": asdict(memory), **self.watch.facts(), **ran}
-
-    @property
-    def stages(self) -> Path:
-        """Where the finished weights of the stages lie."""
-        return self.folder.with_name("stages")
-
-    def save(self, step: int, plan: StagePlan, state: TrainState) -> None:
-        """Write the checkpoint of a finished step, and drop the oldest. The last of a stage is also its result, and
-        lacks what only a next step would read: the optimizer's state is twice as large as the weights."""
-        model = {name: whole_on_main(tensor) for name, tensor in self.student.state_dict().items()}
-        optimizer, average = {}, {}
-        if step < plan.end:
-            optimizer = optimizer_tensors(state.optimizer)
-            averaged = state.average.tensors if state.average else {}
-            average = {name: whole_on_main(tensor) for name, tensor in averaged.items()}
-        facts = self.facts(state.memory) | {"spikes": state.guard.facts()}
-
-        def write() -> None:
-            if step == plan.end:
-                save_stage(self.stages, plan.stage.name, plan.steps, model, self.identity)
-            save_checkpoint(self.folder, Checkpoint(step, model, optimizer, facts, average), self.made_from)
-            prune_checkpoints(self.folder, self.recipe.tracking.keep, self.watch.best_step)
-
-        from_main(write)
-
-    def load_origin(self, plans: Sequence[StagePlan], number: int) -> None:
-        """Put the weights that a stage begins from into the student, which may hold those of another stage.
-
-        Raises:
-            ValueError: that stage's result is gone.
-        """
-        before = origin(plans, number)
-        if before is not None:
-            self.student.load_state_dict(self._sharded(self.result(plans, before)))
-
-    def result(self, plans: Sequence[StagePlan], number: int) -> dict[str, Tensor]:
-        """The weights at the end of a stage.
-
-        Raises:
-            ValueError: they are gone.
-        """
-        plan, identity = plans[number], stage_identity(self.recipe, self.inputs, plans, number)
-        model = finished_stage(self.stages, plan.stage.name, plan.steps, identity)
-        if model is None:
-            raise ValueError(f"{self.stages / plan.stage.name}: the result of this stage is gone; train with --restart")
-        return model
-
-    def merge(self, plans: Sequence[StagePlan], evaluate: Evaluate | None, memory: Memory) -> str:
-        """Merge the results of stages into the student, and finish with that; says what was done.
-
-        Raises:
-            ValueError: a greedy soup without a suite.
-        """
-        merge, names = self.recipe.merge, [plan.stage.name for plan in plans]
-        assert merge is not None
-        states = [self.result(plans, names.index(name)) for name in merge.of]
-
-        def score(state: State) -> float:
-            self.student.load_state_dict(self._sharded(dict(state)))
-            assert evaluate is not None
-            scores = evaluate(self.watch.whole(), Ranks(world_size(), rank(), gather_objects))
-            if "eval/mean" not in scores:
-                raise ValueError(
-                    "merge.method greedy: a task of the suite failed, so the models cannot be compared; "
-                    "run it again, or take another method"
-                )
-            return scores["eval/mean"]
-
-        model, said = merged(states, merge.method, merge.weights, score if evaluate else None)
-        self.finish(plans[-1].end + 1, model, memory)
-        return said
-
-    def finish(self, step: int, model: dict[str, Tensor], memory: Memory) -> None:
-        """Put weights that no step of this process made into the student, and write them as the last checkpoint."""
-        self.student.load_state_dict(self._sharded(model))
-        facts = self.facts(memory)
-        from_main(lambda: str(save_checkpoint(self.folder, Checkpoint(step, model, {}, facts), self.made_from)))
-
-    def _sharded(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
-        now = self.student.state_dict()
-        return {name: sharded_like(tensor, now[name]) for name, tensor in model.items()}
-
-
-def _begin(job: _Job, plans: Sequence[StagePlan], tracker: Tracker) -> Memory:
+def _begin(job: Job, plans: Sequence[StagePlan], tracker: Tracker) -> Memory:
     """What a new run does once: set the weights in closed form if asked, measure the machine. Also where finished
     stages are taken over: the first evaluation is of this student, and a stage may begin from it."""
     set_start(job.student, job.recipe, plans[0], job.inputs, tracker.say)
+    return _measured(job, plans)
+
+
+def _measured(job: Job, plans: Sequence[StagePlan]) -> Memory:
+    """How the machine is to be used, measured on the first batch."""
     first = prepare_work(plans[0].sampler, None, 0)
     longest = max(plan.sampler.longest for plan in plans)
     with job.accelerator.autocast():
@@ -350,7 +232,7 @@ def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
 
 
 def _run_stage(
-    job: _Job, plan: StagePlan, state: TrainState, tracker: Tracker, asked: threading.Event, begin: int
+    job: Job, plan: StagePlan, state: TrainState, tracker: Tracker, asked: threading.Event, begin: int
 ) -> dict[str, float]:
     """The steps of one stage from `begin`, a step of the whole run; returns the last step's metrics."""
     tracking, metrics = job.recipe.tracking, {}

@@ -5,9 +5,11 @@ evaluation see one module. A checkpoint holds base and adapter weights under the
 adapters of another shape or class are an error, never zeros.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from embedding.embedder import Embedder
 from train.four_bit import in_four_bits, require_four_bit
@@ -56,3 +58,17 @@ def merge_adapters(embedder: Embedder) -> None:
     if hasattr(embedder.backbone, "peft_config"):
         del embedder.backbone.peft_config
     embedder.backbone._hf_peft_config_loaded = False
+
+
+def without_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """A student's weights with its adapters added to them (W + scale · B A) and B zero: the same model, and the mean of
+    such weights is that of the models. The mean of A and that of B would give another product."""
+    added = dict(state)
+    for name, down_RI in state.items():
+        layer, adapter, rest = name.partition(".lora_A.")
+        if adapter:
+            up = f"{layer}.lora_B.{rest}"
+            base = f"{layer}.base_layer.weight"
+            added[base] = (state[base].float() + scale * state[up].float() @ down_RI.float()).to(state[base].dtype)
+            added[up] = torch.zeros_like(state[up])
+    return added

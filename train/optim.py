@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from train.recipe import Stage
 
@@ -26,10 +27,11 @@ def build_optimizer(stage: Stage, student: nn.Module) -> torch.optim.AdamW:
     Parameters are ordered by name within each group, so that a saved state fits again.
     """
     matrices, embeddings, vectors = [], [], []
+    tables = token_embeddings(student)
     for name, parameter in sorted(student.named_parameters()):
         if not parameter.requires_grad:
             continue
-        if is_token_embedding(name):
+        if name in tables:
             embeddings.append(parameter)
         elif parameter.ndim >= 2:
             matrices.append(parameter)
@@ -51,6 +53,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def is_token_embedding(name: str) -> bool:
-    """Whether a parameter is the table of token embeddings."""
-    return any(part in name for part in ("embed_tokens", "word_embeddings", "tok_embeddings"))
+def token_embeddings(student: nn.Module) -> set[str]:
+    """The names of the parameters that are tables of token embeddings, however a model calls them."""
+    tables = {
+        id(module.get_input_embeddings().weight) for module in student.modules() if isinstance(module, PreTrainedModel)
+    }
+    return {name for name, parameter in student.named_parameters() if id(parameter) in tables}

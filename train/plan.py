@@ -17,7 +17,7 @@ from train.frozen import check_frozen
 from train.losses import Gram, Loss, Match, Own, Relative, Spread
 from train.permutation import mix_int
 from train.recipe import BuiltStudent, Recipe, Stage
-from train.student import Student
+from train.student import Student, check_pca
 from train.views import Part
 
 ROWS_WITH: Mapping[Part, tuple[str, ...]] = {
@@ -231,23 +231,25 @@ def unread_instructions(texts: Texts, template: Template) -> str:
     )
 
 
-def check_student(stages: Sequence[Stage], student: Student, inputs: Inputs) -> None:
+def check_student(recipe: Recipe, student: Student, inputs: Inputs) -> None:
     """The student must fit what the stages ask of it: instructions and texts within the shortest cut of the run,
-    Matryoshka widths below its own, without a projection a match of equal widths, and something to train in each.
+    Matryoshka widths below its own, a projection that can be set as asked, without one a match of equal widths, and
+    something to train in each.
 
     Raises:
         ValueError: it does not.
     """
-    embedder = student.embedder
+    stages, embedder = recipe.stages, student.embedder
     shortest = min(stages, key=lambda stage: stage.max_tokens)
     for task in inputs.texts.tasks.unique().to_pylist():
         try:
             embedder.require_room(embedder.template.prompt("query", task), shortest.max_tokens)
         except ValueError as error:
             raise ValueError(f"stage {shortest.name!r}: {error}") from None
-    if student.projection is None and inputs.vectors is not None:
-        teacher_width = inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
-        if teacher_width:  # 0: foreseen, of a teacher who does not say
-            check_matched(stages, embedder.width, teacher_width)
+    teacher_width = 0 if inputs.vectors is None else inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
+    if teacher_width and student.projection is None:  # 0: none, or foreseen, of a teacher who does not say
+        check_matched(stages, embedder.width, teacher_width)
+    if teacher_width and recipe.student.projection == "pca":
+        check_pca(student, teacher_width)
     check_widths(stages, embedder.width)
     check_frozen(stages, student)

@@ -325,6 +325,11 @@ class Recipe(Config):
                 "tracking.export best, floor and patience choose a checkpoint or end the training early, and merge "
                 "makes another model of whole stages; give one of them"
             )
+        if self.student.lora is not None and self.student.lora.four_bit:
+            raise ValueError(
+                "merge adds the adapters of each stage to the weights, which student.lora.four_bit keeps packed; train "
+                "the stages as runs of their own, and merge the exported models with `eyas merge`"
+            )
         weights = self.merge.weights
         if weights and self.merge.method == "greedy":
             raise ValueError("merge.weights: a greedy soup finds its own; leave them out")

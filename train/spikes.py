@@ -25,8 +25,9 @@ class SpikeConfig(Config):
     warmup: int = Field(default=20, ge=1)
     """Norms seen before the first step may be called a spike; at most a whole window."""
     in_a_row: int = Field(default=5, ge=1)
-    """After so many steps left out one after another a finite gradient is believed, and clipped as always; one that is
-    not finite ends the training."""
+    """After so many of the last `window` steps were left out a finite gradient is believed, and clipped as always: what
+    comes that often is a source or a level of its own, not a spike. After so many one after another, one that is not
+    finite ends the training."""
 
 
 class SpikeGuard:
@@ -35,6 +36,8 @@ class SpikeGuard:
     def __init__(self, config: SpikeConfig) -> None:
         self._config = config
         self._norms: list[float] = []
+        self._lately: list[bool] = []
+        """Whether each of the last steps was left out."""
         self._in_a_row = 0
         self.skipped = 0
         """Steps left out in this stage."""
@@ -44,7 +47,9 @@ class SpikeGuard:
         finite = math.isfinite(norm)
         settled = len(self._norms) >= min(self._config.warmup, self._config.window)
         spike = not finite or (settled and norm > self._config.factor * median(self._norms))
-        if spike and not (finite and self._in_a_row >= self._config.in_a_row):
+        left_out = spike and not (finite and sum(self._lately) >= self._config.in_a_row)
+        self._lately = [*self._lately, left_out][-self._config.window :]
+        if left_out:
             self._in_a_row += 1
             self.skipped += 1
             return True
@@ -59,8 +64,14 @@ class SpikeGuard:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
-        return {"norms": self._norms, "in_a_row": self._in_a_row, "skipped": self.skipped}
+        return {
+            "norms": self._norms,
+            "lately": self._lately,
+            "in_a_row": self._in_a_row,
+            "skipped": self.skipped,
+        }
 
     def load(self, facts: dict[str, Any]) -> None:
         """Go on from the facts of a checkpoint."""
-        self._norms, self._in_a_row, self.skipped = list(facts["norms"]), facts["in_a_row"], facts["skipped"]
+        self._norms, self._lately = list(facts["norms"]), list(facts["lately"])
+        self._in_a_row, self.skipped = facts["in_a_row"], facts["skipped"]

@@ -37,20 +37,16 @@ def static_start(student: Embedder, rows: Sequence[np.ndarray], teacher_ND: np.n
     Returns the mean cosine between fit and teacher, to be logged.
 
     Raises:
-        ValueError: the model is not of the Qwen3 family, or its widths leave no room for the identity.
+        ValueError: see `check_static`, or the teacher has another width.
     """
     backbone: Any = student.backbone
     config = backbone.config
     width = int(config.hidden_size)
-    if config.model_type != "qwen3" or teacher_ND.shape[1] != width:
+    check_static(config)
+    if teacher_ND.shape[1] != width:
         raise ValueError(
-            "student.start.init is static, which needs architecture qwen3 and the teacher's width "
-            f"{teacher_ND.shape[1]}; got {config.model_type} and width {width}; set init to random"
-        )
-    if not config.num_attention_heads * config.head_dim == config.num_key_value_heads * config.head_dim == width:
-        raise ValueError(
-            f"student.start.init is static, which needs heads * head_dim = kv_heads * head_dim = width {width}; got "
-            f"{config.num_attention_heads}, {config.num_key_value_heads} heads of {config.head_dim}"
+            f"student.start.init is static, which needs the teacher's width {teacher_ND.shape[1]}; got {width}; set "
+            "init to random"
         )
     teacher = torch.from_numpy(np.asarray(teacher_ND, dtype=np.float32))
     flat = torch.from_numpy(np.concatenate(rows).astype(np.int64))
@@ -66,6 +62,24 @@ def static_start(student: Embedder, rows: Sequence[np.ndarray], teacher_ND: np.n
         _set_layers(backbone, map_DD, filler)
     fit_ND = torch.nn.functional.normalize(inputs_ND @ map_DD)
     return float((fit_ND * torch.nn.functional.normalize(teacher)).sum(dim=1).mean())
+
+
+def check_static(config: Any) -> None:
+    """A model of this transformers configuration must have room for the closed form.
+
+    Raises:
+        ValueError: it is not of the Qwen3 family, or its widths leave no room for the identity.
+    """
+    width = int(config.hidden_size)
+    if config.model_type != "qwen3":
+        raise ValueError(
+            f"student.start.init is static, which needs architecture qwen3; got {config.model_type}; set init to random"
+        )
+    if not config.num_attention_heads * config.head_dim == config.num_key_value_heads * config.head_dim == width:
+        raise ValueError(
+            f"student.start.init is static, which needs heads * head_dim = kv_heads * head_dim = width {width}; got "
+            f"{config.num_attention_heads}, {config.num_key_value_heads} heads of {config.head_dim}"
+        )
 
 
 def _weighted_directions(table_VD: Tensor, flat: Tensor, student: Embedder) -> Tensor:

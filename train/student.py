@@ -26,6 +26,7 @@ from train.lora import add_adapters, merge_adapters
 from train.permutation import mix_int
 from train.pruning import chosen_layers, pruned
 from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
+from train.static_start import check_static
 
 
 class Student(nn.Module):
@@ -156,21 +157,30 @@ def build_student(
         return student
 
 
+def check_pca(student: Student, directions: int) -> nn.Linear:
+    """The projection, which so many principal directions of the teacher's vectors must suffice for.
+
+    Raises:
+        ValueError: there is none to set, or the student is wider.
+    """
+    if student.projection is None:
+        raise ValueError("student.projection is pca, but the widths are equal and there is nothing to project")
+    if student.embedder.width > directions:
+        raise ValueError(
+            "student.projection is pca, which needs a student narrower than its teacher, and as many texts; got "
+            f"{student.embedder.width} and {directions}; set it to learned"
+        )
+    return student.projection
+
+
 def pca_projection(student: Student, teacher_ND: np.ndarray) -> float:
     """Set the projection to the teacher's leading principal directions (of the vectors as they are, not centred: the
     match is to them, from the origin). Returns the share of the teacher's squared norm that they hold.
 
     Raises:
-        ValueError: there is no projection to set, or the student is wider than the teacher.
+        ValueError: see `check_pca`.
     """
-    if student.projection is None:
-        raise ValueError("student.projection is pca, but the widths are equal and there is nothing to project")
-    weight_ED = student.projection.weight
-    if weight_ED.shape[1] > min(teacher_ND.shape):
-        raise ValueError(
-            f"student.projection is pca, which needs a student narrower than its teacher; got {weight_ED.shape[1]} and "
-            f"{teacher_ND.shape[1]} (from {len(teacher_ND)} texts); set it to learned"
-        )
+    weight_ED = check_pca(student, min(teacher_ND.shape)).weight
     gram_EE = teacher_ND.astype(np.float64).T @ teacher_ND
     values, axes = np.linalg.eigh(gram_EE)
     leading = axes[:, ::-1][:, : weight_ED.shape[1]]
@@ -218,12 +228,12 @@ def _apply(config: StudentConfig, embedder: Embedder) -> None:
 
 
 def _set_dropout(backbone: PreTrainedModel, share: float) -> None:
-    """Every dropout of the model, as modules, as numbers on its attention layers, and in its config."""
+    """Every dropout of the model, as modules, as numbers on its layers, and in its config."""
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
-        for name in ("attention_dropout", "attn_dropout"):  # numbers, which nn.Module's types do not know
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):  # what a layer hands to the functional form
+            if isinstance(value, float) and "drop" in name and "layerdrop" not in name:
                 setattr(module, name, share)
     for name, value in backbone.config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
@@ -245,6 +255,8 @@ def _built(start: BuiltStudent, config: StudentConfig, teacher: Embedder | None)
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=specials(tokenizer).eos,
     )
+    if start.init == "static":
+        check_static(made)
     backbone = AutoModel.from_config(made)  # type: ignore[no-untyped-call]
     if start.embeddings == "teacher":
         _teacher_embeddings(start, backbone, _present(teacher, "student.start.embeddings"))

@@ -75,13 +75,18 @@ class Watch:
         """Go on from the facts of a checkpoint.
 
         Raises:
-            ValueError: its scores are of another suite, and scores decide.
+            ValueError: its scores are of another suite, and scores decide; or a floor is set that nothing is known of.
         """
         if self._tracking.decides and facts.get("judge", "") not in ("", self._judge):
             raise ValueError("the evaluations so far were of another suite; take it back, or train with --restart")
         best, self._worse, self.ended = facts["best"], facts["worse"], facts["ended"]
         self._best = (int(best[0]), float(best[1])) if best else None
         means = facts.get("means")
+        if self._tracking.floor is not None and not means:
+            raise ValueError(
+                "tracking.floor goes by the score before the first step, and this training began without evaluations; "
+                "take it back, or train with --restart"
+            )
         self._means = (float(means[0]), float(means[1])) if means else None
         if self.ended is not None and self.why is None:
             self.ended = None  # the recipe has become more patient

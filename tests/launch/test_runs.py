@@ -85,13 +85,18 @@ def test_a_failed_and_a_killed_run_say_where(finished: Path) -> None:
 
 def test_a_finished_run_is_never_overwritten(finished: Path) -> None:
     before = contents(RUN / "model")
-    card = (RUN / "scorecard.json").read_bytes()
+    card, record = (RUN / "scorecard.json").read_bytes(), read_json(RUN / "run.json")
+    (RUN / "job.json").write_text('{"jobs": ["4711"]}')
     again = eyas("run", "mine.yaml", "seed=1")
+    (RUN / "job.json").unlink()
     assert again.exit_code == 0, again.output
     assert skipped(again) == STEPS[:2]
     assert contents(RUN / "model") != before
     assert contents(Path("runs/tiny.1/model")) == before
     assert Path("runs/tiny.1/scorecard.json").read_bytes() == card
+    assert read_json(Path("runs/tiny.1/run.json")) == record
+    assert "seed=1" in read_json(RUN / "run.json")["command"]
+    assert not Path("runs/tiny.1/job.json").exists(), "it is of the run that goes on"
     assert "the finished run is kept in runs/tiny.1" in " ".join(again.stdout.split())
     assert eyas("run", "runs/tiny.1/config.yaml", "name=tiny.1").exit_code == 0
     assert contents(Path("runs/tiny.1/model")) == before

@@ -23,9 +23,17 @@ def test_what_is_not_finite_is_left_out_from_the_first_step_and_ends_the_trainin
 
 def test_a_new_level_is_believed_after_a_while() -> None:
     guard = SpikeGuard(SpikeConfig(factor=3, warmup=2, in_a_row=2, window=3))
-    assert judged([1, 1, 1, 50, 50, 50, 50, 50], guard) == [False, False, False, True, True, False, True, True]
-    assert judged([50, 50], guard) == [False, False]
+    assert judged([1, 1, 1, 50, 50, 50, 50, 50], guard) == [False, False, False, True, True, False, False, False]
     assert not guard.exhausted
+
+
+def test_a_source_with_larger_norms_is_not_left_out_for_good() -> None:
+    norms = [20.0 if step % 20 == 19 else 1.0 for step in range(2_000)]
+    guard = SpikeGuard(SpikeConfig())
+    assert 0 < sum(judged(norms, guard)) <= 5 * 2_000 / 100
+    levels = [1.0] * 300 + [20.0] * 300
+    guard = SpikeGuard(SpikeConfig())
+    assert sum(judged(levels, guard)) == 5, "a level that stays is believed"
 
 
 def test_a_window_shorter_than_the_warmup_is_enough() -> None:
