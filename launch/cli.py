@@ -131,7 +131,8 @@ def demo(overrides: Overrides = None, resume: Resume = True) -> None:
 @app.command()
 @launchable
 def run(config: ConfigName, engine: Engine, overrides: Overrides = None, resume: Resume = True) -> None:
-    """Run a recipe from text to model: prepare, embed, tokenize, train, export, evaluate, report.
+    """Run a recipe from text to model: prepare, embed, mine (where asked for), tokenize, train, export,
+    evaluate, report.
 
     A step whose inputs did not change since it finished is skipped. Exit code 3: all is done, but a task of the
     evaluation failed.

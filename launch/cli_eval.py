@@ -97,7 +97,8 @@ def search(
     file: Annotated[
         Path,
         typer.Argument(
-            show_default=False, help="Texts: .txt (a line each), .jsonl, .csv, .tsv, .parquet, or a folder."
+            show_default=False,
+            help="Texts: .txt (a line each), .jsonl, .csv, .tsv, .parquet, or a folder of .txt, .md and .rst.",
         ),
     ],
     query: Annotated[list[str] | None, typer.Option(help="What to look for; without it you are asked.")] = None,

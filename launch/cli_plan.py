@@ -34,7 +34,8 @@ def plan(
         typer.Option(
             min=0.01,
             max=1.0,
-            help="Share of the published matrix rate that is reached; what one H200 did where it is not given.",
+            help="Share of the published matrix rate that is reached; left out: 0.4 for the teacher (assumed) and, in "
+            "training, what one H200 did.",
             show_default=False,
         ),
     ] = None,
@@ -130,7 +131,7 @@ def show(
     for shortage in shortages(recipe, found):
         console.print(f"[red]does not fit:[/] {escape(shortage)}", soft_wrap=True)
         failures.append("disk")
-    given = "as --mfu says" if mfu else "about what one H200 reached (--mfu for another share)"
+    given = "as --mfu says" if mfu else "the former assumed, the latter what one H200 reached (--mfu for another share)"
     console.print(
         f"Time is operations / (published dense rate x share); {embeds:g} for the teacher, {trains:g} in training: "
         f"{given}. Memory of training: 16 bytes a parameter (AdamW in fp32; a frozen one beside adapters 4, in 4 bits "
@@ -145,13 +146,20 @@ def show(
 def _facts(recipe: "Recipe", found: "Forecast") -> list[tuple[str, str]]:
     texts = found.teacher_texts
     rows = [("data", f"{found.texts:,} distinct texts, {found.examples:,} examples")]
+    if recipe.teacher.kind == "none":
+        return [*rows, ("teacher", "none: the student learns from labels alone"), *_student(found)]
     name = recipe.teacher.model
     if found.teacher is not None:
         name += f": {found.teacher.parameters / 1e6:,.1f}M parameters, vectors of {found.teacher.width or 'unknown'}"
     rows.append(("teacher", name))
     rows.append(("  reads", f"{texts.count:,} texts, {_tokens(texts)}; {found.missing:,} have no vector yet"))
-    size = "unknown: the width of its vectors is" if found.store_bytes is None else in_bytes(found.store_bytes)
+    size = "of unknown size (the width of its vectors)" if found.store_bytes is None else in_bytes(found.store_bytes)
     rows.append(("  store", f"{size} in {recipe.cache / 'vectors'}"))
+    return [*rows, *_student(found)]
+
+
+def _student(found: "Forecast") -> list[tuple[str, str]]:
+    rows = []
     if found.student is not None:
         kept = f"{found.activation_bytes / 1e3:,.0f} kB of activations a token in bf16"
         adapters = found.weights.adapters if found.weights else 0

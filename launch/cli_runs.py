@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from launch.runs import Run
 
 runs = typer.Typer(
-    invoke_without_command=True, rich_markup_mode="rich", help="List runs, or show one: state, best score, speed."
+    invoke_without_command=True, rich_markup_mode="rich", help="List runs, or show one: state, score, speed."
 )
 Folder = Annotated[Path, typer.Option("--folder", help="Where the runs lie.")]
 Name = Annotated[str, typer.Argument(help="A run's name: its folder below `--folder`.", show_default=False)]

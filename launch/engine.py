@@ -15,6 +15,8 @@ from typing import Any
 
 from embedding.config import CONFIGS, find_config, read_yaml, suggest
 
+DISTRIBUTED = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
+"""Accelerate's names of what a training can be."""
 ENGINES = {"local": "launch.local", "slurm": "launch.slurm", "ray": "launch.on_ray"}
 """A module with `run(job, engine) -> exit code` for each name of --on."""
 LAUNCH = "EYAS_LAUNCH"
@@ -100,13 +102,21 @@ def accelerate_environment(name: str) -> dict[str, str]:
     """The environment variables that a config file of Accelerate stands for (`accelerate.utils.launch` sets the same).
 
     Raises:
-        ValueError: no such file; names those there are.
+        ValueError: no such file (names those there are), or it asks for what the training does not do.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / "accelerate" / f"{name}.yaml"
     if not path.is_file():
         shipped = [p.stem for p in (CONFIGS / "accelerate").glob("*.yaml")]
         raise ValueError(f"--accelerate {name}: no such file{suggest(name, shipped)}")
     values = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    kind = values.get("distributed_type") or "NO"
+    others = [key for key, value in values.items() if key.endswith("_config") and value]
+    if kind not in DISTRIBUTED or set(others) - {"fsdp_config"} or values.get("gradient_accumulation_steps", 1) != 1:
+        raise ValueError(
+            f"--accelerate {name}: distributed_type {kind}, sections {', '.join(sorted(others)) or 'none'}; expected "
+            f"{', '.join(DISTRIBUTED)}, no section but fsdp_config, and no accumulated gradients (a batch is "
+            "computed in chunks that fit)"
+        )
     found = {"ACCELERATE_MIXED_PRECISION": str(values.get("mixed_precision", "no"))}
     if values.get("distributed_type") == "FSDP":
         found["ACCELERATE_USE_FSDP"] = "true"

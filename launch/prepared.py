@@ -18,10 +18,16 @@ from train.recipe import Recipe
 
 
 def evaluation_texts(recipe: Recipe) -> EvaluationTexts | None:
-    """The texts of the recipe's suite; None where it tests on what the run itself holds out."""
+    """The texts of the recipe's suite; None where it tests on what the run itself holds out.
+
+    Raises:
+        ValueError: the suite's folder is not there.
+    """
     suite = recipe.suite
     if not recipe.data.decontamination.enabled or not (suite.folder or suite.official):
         return None
+    if suite.folder is not None and not suite.folder.is_dir():
+        raise ValueError(f"suite.folder {suite.folder}: no such folder, and the data is compared with what it holds")
     files = sorted(path for path in suite.folder.rglob("*.parquet")) if suite.folder else []
     contents = {str(path.relative_to(suite.folder)): sha256_file(path) for path in files if suite.folder}
     made_from = {"tasks": suite.tasks, "official": suite.official, "files": fingerprint(contents)}
