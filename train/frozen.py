@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from train.losses import Match, Own
-from train.optim import token_embeddings
+from train.optim import embedding_tables
 from train.recipe import Frozen, Stage
 
 
 def parts_of(student: nn.Module) -> dict[str, Frozen]:
     """Which part of the student each of its parameters belongs to."""
-    tables = token_embeddings(student)
+    tables = embedding_tables(student)
 
     def part(name: str) -> Frozen:
         return "projection" if name.startswith("projection.") else "embeddings" if name in tables else "layers"

@@ -27,7 +27,7 @@ def build_optimizer(stage: Stage, student: nn.Module) -> torch.optim.AdamW:
     Parameters are ordered by name within each group, so that a saved state fits again.
     """
     matrices, embeddings, vectors = [], [], []
-    tables = token_embeddings(student)
+    tables = embedding_tables(student)
     for name, parameter in sorted(student.named_parameters()):
         if not parameter.requires_grad:
             continue
@@ -53,7 +53,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def token_embeddings(student: nn.Module) -> set[str]:
+def embedding_tables(student: nn.Module) -> set[str]:
     """The names of the parameters that are tables of token embeddings, however a model calls them."""
     tables = {
         id(module.get_input_embeddings().weight) for module in student.modules() if isinstance(module, PreTrainedModel)

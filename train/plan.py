@@ -246,10 +246,12 @@ def check_student(recipe: Recipe, student: Student, inputs: Inputs) -> None:
             embedder.require_room(embedder.template.prompt("query", task), shortest.max_tokens)
         except ValueError as error:
             raise ValueError(f"stage {shortest.name!r}: {error}") from None
-    teacher_width = 0 if inputs.vectors is None else inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
-    if teacher_width and student.projection is None:  # 0: none, or foreseen, of a teacher who does not say
-        check_matched(stages, embedder.width, teacher_width)
-    if teacher_width and recipe.student.projection == "pca":
-        check_pca(student, teacher_width)
+    pca = recipe.student.projection == "pca"
+    if inputs.vectors is not None and (pca or student.projection is None):
+        teacher_width = inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
+        if teacher_width and student.projection is None:  # 0: foreseen, of a teacher who does not say
+            check_matched(stages, embedder.width, teacher_width)
+        if teacher_width and pca:
+            check_pca(student, teacher_width)
     check_widths(stages, embedder.width)
     check_frozen(stages, student)

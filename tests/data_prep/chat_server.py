@@ -4,7 +4,8 @@ It prints its port, and writes a line to LOG for each document that it answers f
 document, so that it finds it; of a document with the word `vague` it is about nothing in particular.
 
 Faults: `busy` (429 with retry-after), `broken` (500), `torn` (JSON cut off), `empty` (200, no choice): every third
-request; `slow`: 250 ms each; `refuses`: 400 for documents with the word `forbidden`; `locked`: 401.
+request; `slow`: 250 ms each; `refuses`, `filters`: 400, or an answer without text, for documents with the word
+`forbidden`; `locked`: 401.
 """
 
 import json
@@ -52,6 +53,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(401, {"error": "no key"})
         elif "refuses" in FAULTS and "forbidden" in prompt:
             self._send(400, {"error": {"message": "content policy"}})
+        elif "filters" in FAULTS and "forbidden" in prompt:
+            choice = {"message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}
+            self._send(200, {"choices": [choice]})
         elif fault == "busy":
             self._send(429, {"error": {"message": "rate limit"}}, ("retry-after", "0.1"))
         elif fault == "broken":

@@ -1,15 +1,18 @@
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep import build, harvest
 from data_prep.build import DataConfig, data_fingerprint, prepare
 from data_prep.clean import normal_form
+from data_prep.near_duplicates import similarities
 from data_prep.tables import Examples, Texts
 from embedding.config import parse_config
 from embedding.files import content_key, fingerprint, read_json, read_manifest
@@ -351,3 +354,58 @@ def test_real_pairs_with_negatives(eyas_data: Path, tmp_path: Path) -> None:
     assert summary["heldout"]["retrieval/snli_dev_test"] > 200
     assert len(examples.negatives.values) > 4000
     assert texts.lang(0) == "en"
+
+
+def test_a_bad_text_of_a_label_goes_alone(tmp_path: Path) -> None:
+    good = [{"t": f"a perfectly good text number {i}", "l": "x"} for i in range(27)]
+    bad = [{"t": f"no {i}", "l": "x"} for i in range(13)]
+    rows = [row for pair in zip(good, bad, strict=False) for row in pair] + good[13:] + [good[0]]
+    path = write(tmp_path / "x.jsonl", rows)
+    source = {"kind": "jsonl", "path": str(path), "text": "t", "label": "l"}
+    values = {"sources": [source], "filters": {"min_chars": 10}, "heldout": {"share": 0.0}}
+    summary = prepare(parse_config(DataConfig, values), tmp_path / "out")
+    assert summary["examples"] == 27
+    assert summary["dropped"] == {"shorter than min_chars": 13, "duplicate": 1}
+
+
+def test_held_out_rows_that_make_no_task_are_trained_on(tmp_path: Path) -> None:
+    rows = [{**pair(i), "s": 1.0} for i in range(100)]
+    summary = prepare(config(write(tmp_path / "x.jsonl", rows), share=0.1, score="s"), tmp_path / "out")
+    assert (summary["examples"], summary["heldout"]) == (100, {})
+    assert summary["sources"]["x"]["held out"] == 0
+
+
+def test_no_version_of_a_held_out_document_is_trained_on(tmp_path: Path) -> None:
+    """Of versions in a row each is near the next one only, so that no text stands for all of them."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=7)) for _ in range(4_000)]
+    rows = []
+    for family in range(60):
+        text = words[60 * family : 60 * family + 60]
+        for version in range(4):
+            changed = [*text]
+            for place in rng.sample(range(60), 3):
+                changed[place] = rng.choice(words)
+            rows.append({"question": f"{family} {version} {changed[5]}?", "answer": " ".join(changed)})
+    source = {
+        "kind": "jsonl",
+        "path": str(write(tmp_path / "x.jsonl", rows)),
+        "query": "question",
+        "positive": "answer",
+    }
+    values = {"sources": [source], "near_duplicates": {}, "heldout": {"share": 0.1}}
+    prepare(parse_config(DataConfig, values), tmp_path / "out")
+    corpus = pq.read_table(tmp_path / "out/heldout/retrieval/x/corpus.parquet")["text"].to_pylist()
+    texts = [normal_form(text) for text in corpus]
+    trained = sorted(training_texts(tmp_path / "out"))
+    pairs = np.array([(i, len(texts) + j) for i in range(len(texts)) for j in range(len(trained))])
+    both = texts + trained
+    assert similarities(pairs, lambda rows: [both[row] for row in rows.tolist()]).max() < 0.8
+
+
+def test_a_licence_changes_no_table(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [pair(i) for i in range(30)])
+    plain, said = config(path), config(path, licence="CC-BY-4.0")
+    assert data_fingerprint(plain) == data_fingerprint(said)
+    left_out = said.model_copy(update={"sources": [*said.sources, *plain.sources], "licences": ["CC-*"]})
+    assert data_fingerprint(left_out) != data_fingerprint(said), "the summary names what was left out"

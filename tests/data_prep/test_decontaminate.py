@@ -87,3 +87,11 @@ def test_a_set_phrase_in_many_evaluation_texts(tmp_path: Path) -> None:
     evaluation = [("t", f"{phrase}: {number}. {OTHER[number:]}{number * 37}") for number in range(90)]
     assert list(found(tmp_path, [f"{phrase}? No."], evaluation)) == [0]
     assert not found(tmp_path / "b", [PASSAGE], evaluation)
+
+
+def test_a_passage_said_again_and_again_is_found(tmp_path: Path) -> None:
+    words = [f"{chr(97 + i % 26)}{i * 7919 % 1000}" for i in range(400)]
+    passages = [" ".join(words[40 * i : 40 * i + 40]) for i in range(10)]
+    evaluation = [("retrieval/a", " ".join(passages))]
+    texts = [passages[4], " ".join([passages[4]] * 3)]
+    assert [match.how for _, match in sorted(found(tmp_path, texts, evaluation).items())] == ["in long runs"] * 2

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from data_prep.teacher import TeacherConfig, load_teacher, teacher_identity, vec
 from data_prep.vectors import VectorStore
 from embedding.config import parse_config
 from embedding.embedder import Embedder
+from embedding.files import read_json, write_json
 from embedding.instruction import BARE, Template
+from embedding.layout import resolve_model
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [(f"How does {verb} a {noun} work?", f"To {verb} the {noun}, be patient. " * length)
@@ -184,3 +187,18 @@ def test_a_teacher_without_weights(tmp_path: Path) -> None:
         load_teacher(TeacherConfig(model=str(tmp_path), pooling="mean"))
     with pytest.raises(ValueError, match="does not exist"):
         load_teacher(TeacherConfig(model=str(tmp_path / "none")))
+
+
+def test_another_config_of_the_same_weights_is_another_teacher(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_model(TeacherConfig().model), folder)
+    config = TeacherConfig(model=str(folder))
+
+    def identity() -> dict[str, object]:
+        return teacher_identity(config, load_teacher(config))
+
+    before, facts = identity(), read_json(folder / "config.json")
+    write_json(folder / "config.json", facts | {"transformers_version": "4.0", "torch_dtype": "float16"})
+    assert identity() == before
+    write_json(folder / "config.json", facts | {"layer_norm_eps": 1e-3})
+    assert identity() != before

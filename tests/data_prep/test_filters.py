@@ -85,3 +85,12 @@ def test_what_repeats_its_words_and_means_it_stays(eyas_data: Path) -> None:
 @pytest.mark.parametrize("text, language", [(ENGLISH, "en"), (GERMAN, "de"), ("short", ""), ("1234 5678 " * 9, "")])
 def test_languages(text: str, language: str) -> None:
     assert detect_language(text) == language
+
+
+def test_what_is_equal_once_normalised_is_no_negative_and_no_pair() -> None:
+    config = FilterConfig(unicode="nfc")
+    row = apply_filters(Row("q", ("Answer",), ("Answer ", "Answer\u200b", "other")), config).row
+    assert row == Row("q", ("Answer",), ("other",))
+    same = Row("same text", ("same text ",))
+    assert apply_filters(same, config).reason == "a positive equals the query, normalised"
+    assert apply_filters(same, config, symmetric=True).reason == "", "a graded pair may be of one text"

@@ -63,6 +63,7 @@ def by_hand(at: Prepared, row: int, config: MineConfig) -> dict[str, float]:
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     same = [i for i in range(len(ex)) if words[ex.queries[i]] == query]
     known = {query} | {words[d] for i in same for d in (*ex.positives_of(i), *ex.negatives_of(i))}
+    known |= {words[ex.queries[i]] for i in range(len(ex)) if query in {words[d] for d in ex.positives_of(i)}}
     if ex.groups[row] >= 0:
         mates = np.flatnonzero(ex.groups == ex.groups[row])
         known |= {words[ex.queries[i]] for i in mates} | {words[d] for i in mates for d in ex.positives_of(i)}
@@ -262,3 +263,28 @@ def test_one_row_has_no_negatives_and_says_so(tmp_path: Path, teacher: Embedder)
     mined, found = at.mine(tmp_path / "mined")
     assert found["rows with none"] == found["rows"] == 1
     assert len(mined.negatives_of(0)) == 0
+
+
+@pytest.mark.parametrize("count, negatives", [(30, 1), (30, 2), (8, 3)])
+def test_an_empty_part_costs_no_row_its_negatives(
+    teacher: Embedder, site: Path, tmp_path: Path, count: int, negatives: int
+) -> None:
+    found = harvest(200, roots=[site], workers=1).train
+    bodies = {pair.body: pair.summary for pair in found}
+    rows = [(Row(summary, (body,)), 0) for body, summary in list(bodies.items())[:count]]
+    at = Prepared(tmp_path / "tables", rows, ["all"], teacher)
+    settings: dict[str, Any] = {"negatives": negatives, "ranks": (1, 100), "relative": None}
+    assert MineConfig(**settings).dealt > 1
+    mined, _ = at.mine(tmp_path / "mined", **settings)
+    whole, _ = at.mine(tmp_path / "whole", **settings, parts=1)
+    assert mined.negatives.counts.sum() == whole.negatives.counts.sum() > 0
+
+
+def test_a_pair_is_known_in_both_directions(teacher: Embedder, tmp_path: Path) -> None:
+    texts = ["how do I learn python", "best way to learn python", "python for beginners", "learning python quickly"]
+    rows = [(Row(texts[0], (texts[1],)), 0), (Row(texts[1], (texts[2],)), 0), (Row(texts[3], (texts[0],)), 0)]
+    at = Prepared(tmp_path / "tables", rows, ["all"], teacher)
+    mined, _ = at.mine(tmp_path / "mined", negatives=3, ranks=(1, 10), relative=None, pick="nearest")
+    got = [{at.words[text] for text in mined.negatives_of(row)} for row in range(3)]
+    assert texts[0] not in got[1], "row 0 calls these two a pair"
+    assert got[0] == {texts[2]}

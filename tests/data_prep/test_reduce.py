@@ -1,5 +1,6 @@
 """The reduction against scikit-learn, against plain counting, and in a pass of the real teacher."""
 
+import errno
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -136,3 +137,14 @@ def test_the_sample_is_computed_in_the_configured_chunks_and_taken_from_the_stor
     second = embed_texts(reduced, texts, tmp_path / "b", progress=False, embedder=teacher)
     assert (second.computed, second.reused) == (0, len(texts))
     assert not budgets
+
+
+def test_without_hard_links_the_first_of_two_writers_wins_too(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no links here")
+
+    monkeypatch.setattr("os.link", refused)
+    first, second = Reduction.fit(vectors, 8).save(tmp_path), Reduction.fit(vectors[3:], 8).save(tmp_path)
+    assert (first.axes_RE == second.axes_RE).all()

@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -360,3 +361,16 @@ def test_a_text_of_ten_megabytes(tmp_path: Path) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["question", "answer"], ["how long?", long]])
     assert rows("csv", path) == [Row("how long?", (long,))]
+
+
+def test_a_file_whose_name_is_not_utf8_is_named_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    text = "# Hawks\n\nA young hawk in training is called an eyas by those who know of such things.\n"
+    (folder / os.fsdecode(b"h\xfc.md")).write_text(text, encoding="utf-8")
+    (folder / os.fsdecode(b"bild-\xfc.png")).write_bytes(b"x")
+    tally = Tally()
+    found = list(read_rows(source("documents", folder, pairs=["title"]), tally))
+    assert [row.query for row in found] == ["Hawks"]
+    assert str(found[0].group).endswith("h\\xfc.md")
+    assert tally.pending[0].place.endswith("bild-\\xfc.png")

@@ -188,6 +188,8 @@ def test_bad_settings(documents: Path, tmp_path: Path) -> None:
         ('Sure! Here they are:\n\n- "one"\n* two\n', True, ["one", "two"]),
         ("<think>1. no\n2. no</think>\nyes", True, ["yes"]),
         ("<think>never ends", True, []),
+        ("I think of two.\n</think>\n\none\ntwo", True, ["one", "two"]),
+        ("one\n<think>x</think>\ntwo", True, ["one", "two"]),
         ("whole\ncut of", False, ["whole"]),
         ("3.5 GHz is fast", True, ["3.5 GHz is fast"]),
         ("", True, []),
@@ -218,3 +220,23 @@ def test_reading_an_answer(text: str, whole: bool, queries: list[str]) -> None:
 )
 def test_a_copied_query(query: str, text: str, expected: bool) -> None:
     assert copied(query, text) is expected
+
+
+def test_an_answer_without_text_costs_one_document(start: Start, documents: Path) -> None:
+    url, _ = start("filters")
+    with documents.open("a") as file:
+        file.write(json.dumps({"body": "A forbidden text about boats in a harbour on a quiet morning."}) + "\n")
+    found = write(documents, url, tasks=["question"])
+    assert found["left out"]["the server refuses the document"] == 1
+    left = lines(documents.parent / "out" / "left_out.jsonl")
+    assert [row["detail"] for row in left if "without text" in row["detail"]] == [
+        "an answer without text (finish_reason 'content_filter')"
+    ]
+
+
+def test_a_limit_hides_no_bad_row(start: Start, documents: Path) -> None:
+    url, _ = start()
+    documents.write_text('{"body": 7}\n' + documents.read_text())
+    chosen = {"kind": "jsonl", "path": str(documents), "text": "body", "limit": 3}
+    with pytest.raises(ValueError, match="'body' is int, expected text"):
+        write_queries(parse_config(WriteConfig, settings(documents, url) | {"documents": chosen}), progress=False)

@@ -14,6 +14,7 @@ from embedding.attention import NAME, packed_attention, packed_mode, recomputed_
 from embedding.dense import Dense
 from embedding.embedder import Embedder
 from embedding.files import read_json, write_json
+from embedding.instruction import Template
 from embedding.layout import resolve_model, tell_older_readers
 from embedding.tokens import pad
 
@@ -430,3 +431,26 @@ def test_texts_that_are_none_are_named(teacher: Embedder) -> None:
 def test_an_instruction_that_leaves_no_room_is_refused(students: dict[str, Embedder]) -> None:
     with pytest.raises(ValueError, match=r"prompt 'Instruct: .* which leaves none of 40 for a text"):
         students["qwen3"].encode(["a text"], instruction="Find the very same thing " * 10)
+
+
+@pytest.mark.parametrize(
+    "prompts, query",
+    [
+        (
+            {"web_search_query": "Instruct: Find it\nQuery: ", "sts_query": "Instruct: Alike\nQuery: "},
+            "Instruct: {task}\nQuery: ",
+        ),
+        ({"any": "Instruct: Find it\nQuery:"}, "Instruct: {task}\nQuery:"),
+        ({"query": "query: ", "passage": "passage: "}, "query: "),
+        ({"classification": "label: "}, ""),
+    ],
+)
+def test_prompts_of_one_form_take_any_instruction(
+    saved: dict[str, Path], tmp_path: Path, prompts: dict[str, str], query: str
+) -> None:
+    shutil.copytree(saved["roberta"], tmp_path / "other")
+    (tmp_path / "other" / "eyas.json").unlink()
+    settings = tmp_path / "other" / "config_sentence_transformers.json"
+    write_json(settings, read_json(settings) | {"prompts": prompts})
+    template = Embedder.from_pretrained(tmp_path / "other").template
+    assert template == Template(query=query, document=prompts.get("passage", ""))

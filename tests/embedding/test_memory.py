@@ -1,7 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
+
+from embedding import memory
 
 PROBE = """
 import resource, sys, torch
@@ -27,3 +31,18 @@ def test_the_kernel_clears_no_page_twice() -> None:
     default = faults("default")
     assert default > 0
     assert faults("keep") < default / 5  # how many there are by default depends on the kernel's page size
+
+
+def test_a_control_group_with_less_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    whole = memory.available_memory()
+    assert 0.5 < whole / psutil.virtual_memory().available < 2
+    own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+    folder = tmp_path / own
+    folder.mkdir(parents=True, exist_ok=True)
+    for limit, expected in (("3000000", 3e6 - 2e6 + 5e5), ("max", None)):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("2000000\n")
+        (folder / "memory.stat").write_text("anon 1500000\ninactive_file 500000\nslab 7\n")
+        found = memory.available_memory()
+        assert found == expected if expected else found > 1e8

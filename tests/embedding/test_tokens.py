@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,12 +7,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPTNeoXTokenizer, PreTrainedTokenizerFast
 
 from embedding.embedder import Embedder
 from embedding.instruction import BARE, Template
 from embedding.layout import resolve_model
-from embedding.tokens import append_eos, chunk_tokens, cut, pack, pad, plan_chunks, specials, tokenize
+from embedding.tokens import append_eos, chunk_tokens, cut, pack, pad, plan_chunks, save_tokenizer, specials, tokenize
 
 from .conftest import TEACHER
 
@@ -97,3 +99,16 @@ def test_pad_and_pack_by_hand() -> None:
     ids, starts = pack(rows)
     assert ids.tolist() == [7, 8, 9, 5]
     assert starts.tolist() == [0, 3, 4]
+
+
+def test_a_class_that_sets_its_special_tokens_anew_is_saved_as_a_plain_one(tmp_path: Path) -> None:
+    words = {"<|endoftext|>": 0, "a": 1, "b": 2, "An": 3, "eyas": 4, "is": 5, "young": 6, "hawk": 7, ".": 8}
+    inner = Tokenizer(WordLevel(words, unk_token="<|endoftext|>"))
+    inner.pre_tokenizer = Whitespace()
+    tokenizer = GPTNeoXTokenizer(tokenizer_object=inner)
+    append_eos(tokenizer)
+    wanted = tokenizer("a b")["input_ids"]
+    save_tokenizer(tokenizer, tmp_path, 32)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again("a b")["input_ids"] == wanted
+    assert again.model_max_length == 32

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from eval.compare import compare
 from eval.scorecard import Scorecard
 from eval.study import Study, Trial, study
 from eval.study_page import differences_svg, markdown, page, scores_svg, table_csv, terminal
@@ -133,3 +134,19 @@ def test_a_terminal_of_80_columns_shows_every_difference_whole() -> None:
         if row.verdict:
             assert f"{100 * row.verdict.difference:+.1f}" in text
             assert f"± {100 * row.verdict.half:.1f}" in text
+
+
+def test_where_no_task_notes_its_items_one_seed_shows_nothing() -> None:
+    bare = [[Trial(s, {**t.card, "outcomes": {}}, 1.0) for s, t in enumerate(trials(at, 2))] for at in (0, 0.05)]
+    one = compared(base=bare[0][:1], better=bare[1][:1])
+    assert one.rows[1].verdict is not None
+    assert one.rows[1].verdict.sentence == "+5.0 (one seed, and no task notes its items: chance is not known)"
+    assert "nothing to compare" in differences_svg(one.rows, "base")
+    assert "chance is not known" in page(one, "") + markdown(one)
+    two = compared(base=bare[0], better=bare[1]).rows[1].verdict
+    assert two is not None
+    assert np.isfinite(two.half)
+    card_of = {name: {**runs[0].card, "left_out": []} for name, runs in zip(("base", "better"), bare, strict=True)}
+    assert compare(card_of)["mean"]["better"]["noise"] is None
+    noted = {name: trials(at, 1)[0].card for name, at in (("base", 0), ("better", 0.05))}
+    assert compare(noted)["mean"]["better"]["noise"] is False

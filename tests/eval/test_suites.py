@@ -12,7 +12,7 @@ from embedding.config import CONFIGS, Config, load_config, parse_config
 from embedding.embedder import Embedder
 from eval.evaluate import evaluate, failures
 from eval.kinds import KIND_NAMES, kind_of
-from eval.official import OfficialTask
+from eval.official import OfficialTask, _question
 from eval.sample import CANDIDATES, keep_documents, smaller_search
 from eval.suite import SuiteConfig, find_suite, load_suite
 from tests.eval.conftest import write
@@ -207,3 +207,36 @@ def test_the_candidates_of_a_folder_all_stay(folder: Path) -> None:
     for one, other in zip(whole.tasks, few.tasks, strict=True):
         sizes = [len(entry.task.dataset["default"]["test"]["corpus"]) for entry in (one, other)]  # type: ignore[index]
         assert sizes[0] == sizes[1] > 2, one.name
+
+
+def test_a_mistyped_instruction_of_an_official_task_is_named(tmp_path: Path) -> None:
+    config = SuiteConfig(official=["STSBenchmark"], mirror=tmp_path, instructions={"STSBenchmrk": "Find", "sts": "Say"})
+    suite = load_suite(config)
+    assert "STSBenchmark" in suite.failed["STSBenchmrk"]
+    assert "sts" not in suite.failed
+
+
+def test_both_sides_of_a_followed_instruction_keep_the_same_candidates() -> None:
+    """FollowIR asks where the documents go that an instruction makes irrelevant: a model that does not read it moves
+    none."""
+    from datasets import Dataset
+
+    ids = [f"d{n}" for n in range(200)]
+    split = {
+        "corpus": Dataset.from_dict({"id": ids, "title": [""] * 200, "text": [f"hawk {n}" for n in range(200)]}),
+        "queries": Dataset.from_dict({"id": ["1-og", "1-changed"], "text": ["hawk, any", "hawk, not brown"]}),
+        "relevant_docs": {
+            "1-og": dict.fromkeys(ids[100:160], 1),
+            "1-changed": {
+                **dict.fromkeys(ids[:60], 0),
+                **dict.fromkeys(ids[100:130], 0),
+                **dict.fromkeys(ids[130:160], 1),
+            },
+        },
+        "top_ranked": {"1-og": ids, "1-changed": ids},
+    }
+    apart = smaller_search(split, None, 160, seed=0)["top_ranked"]
+    together = smaller_search(split, None, 160, seed=0, question=_question)["top_ranked"]
+    assert set(apart["1-og"]) != set(apart["1-changed"]), "else this shows nothing"
+    assert together["1-og"] == together["1-changed"]
+    assert set(ids[100:160]) <= set(together["1-og"])

@@ -15,6 +15,7 @@ import yaml
 from embedding.config import CONFIGS, dump_config, load_config
 from embedding.files import fingerprint, write_json, write_text
 from launch.ablate import Ablation, Run, StudyConfig
+from launch.engine import Engine
 from launch.prepared import prepared_facts
 from launch.scoring import suite_facts
 from launch.workspace import Workspace
@@ -222,3 +223,34 @@ def test_a_dry_run_starts_nothing(place: Path) -> None:
 def test_every_shipped_study_is_a_valid_one(path: Path) -> None:
     assert load_config(StudyConfig, path).name == path.stem
     assert len(Ablation(path, print).runs) >= 6
+
+
+def test_values_that_make_no_name_of_their_own_are_refused(place: Path) -> None:
+    write(variants={}, grid={"student.template.query": ["Query: ", "Query:"], "stages.0.batch_size": [4, 8]})
+    with pytest.raises(ValueError, match="differ only in signs or spaces"):
+        Ablation(Path("study.yaml"), print)
+
+
+def test_runs_share_the_gpus_that_were_given(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def note(self: Ablation, run: Run, words: list[str], environment: dict[str, str], what: str) -> None:
+        seen.append(environment.get("CUDA_VISIBLE_DEVICES"))
+        time.sleep(0.2)
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(Ablation, "_process", note)
+    study = Ablation(Path("study.yaml"), print)
+    for given, engine, expected in [
+        ("4,5,6,7", Engine(), {"4", "5"}),
+        (None, Engine(), {"0", "1"}),
+        ("4,5,6,7", Engine(on="local", gpus=2), {"4,5", "6,7"}),
+    ]:
+        seen.clear()
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if given:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        study._local(study.runs, engine, 2)
+        assert set(seen) == expected
+    with pytest.raises(ValueError, match="--jobs 2 of --gpus 4 need 8 GPUs; 4 are visible here"):
+        study._local(study.runs, Engine(on="local", gpus=4), 2)

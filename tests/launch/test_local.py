@@ -230,3 +230,22 @@ def test_an_accelerate_config_means_what_accelerate_makes_of_it(name: str, monke
     ours = accelerate_environment(name)
     assert {key: theirs[key] for key in ours} == ours
     assert ("ACCELERATE_USE_FSDP" in ours) == (name == "fsdp2")
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}", "distributed_type DEEPSPEED"),
+        ("distributed_type: MULTI_GPU\ngradient_accumulation_steps: 8", "no accumulated gradients"),
+        ("distributed_type: 'NO'\nfp8_config: {backend: TE}", "sections fp8_config"),
+    ],
+)
+def test_what_the_training_does_not_do_is_refused(tmp_path: Path, values: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{values}\nmixed_precision: bf16\n")
+    with pytest.raises(ValueError, match=said):
+        accelerate_environment(str(path))
+    path.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nfsdp_config: {}\nmixed_precision: bf16\n"
+    )
+    assert accelerate_environment(str(path)) == {"ACCELERATE_MIXED_PRECISION": "bf16"}

@@ -60,3 +60,11 @@ def test_a_greedy_soup_without_a_suite_is_refused(models: tuple[str, str, str]) 
     assert result.exit_code == 2
     assert "give it something to evaluate on" in " ".join(result.output.split())
     assert not Path("soup").exists()
+
+
+def test_a_folder_that_is_no_model_is_not_replaced(models: tuple[str, str, str]) -> None:
+    result = eyas("merge", "same", "runs/tiny/model", "--out", "runs")
+    assert result.exit_code == 2
+    assert "--out runs: it is there and no model folder" in " ".join(result.stderr.split())
+    assert Path("runs/tiny/model").is_dir()
+    assert eyas("merge", "same", "runs/tiny/model", "--out", "ruined").exit_code == 0, "a model may be replaced"

@@ -389,3 +389,26 @@ def test_a_part_of_each_task_is_evaluated_while_training(finished: Path) -> None
     assert ends != card["means"]["task_type"]
     assert "on a part of each task" in Path("runs/part/report.html").read_text()
     assert "on a part of each task" not in Path("runs/tiny/report.html").read_text()
+
+
+def test_a_source_may_be_called_like_a_side(finished: Path) -> None:
+    result = eyas("run", "mine.yaml", "name=named", "data.sources.0.name=document")
+    assert result.exit_code == 0, result.output
+    prompts = read_json(Path("runs/named/model/config_sentence_transformers.json"))["prompts"]
+    assert prompts["document"] == ""
+    assert prompts["query"] == read_json(RUN / "model/config_sentence_transformers.json")["prompts"]["query"]
+
+
+def test_a_licence_that_comes_later_trains_nothing_again(finished: Path) -> None:
+    result = eyas("run", "mine.yaml", "data.sources.0.licence=CC-BY-4.0")
+    assert result.exit_code == 0, result.output
+    assert skipped(result) == STEPS[:-1], "all but the report"
+    assert "CC-BY-4.0" in (RUN / "model" / "README.md").read_text()
+    assert "CC-BY-4.0" in (RUN / "data_card.md").read_text()
+
+
+def test_a_suite_folder_that_is_not_there_is_refused_before_anything_is_done(finished: Path) -> None:
+    for command in ("prepare", "plan"):
+        result = eyas(command, "mine.yaml", "name=new", "suite.folder=evaluatoin")
+        assert result.exit_code == 2
+        assert "suite.folder evaluatoin: no such folder" in " ".join(result.stderr.split())

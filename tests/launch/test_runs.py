@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from embedding.config import load_config
 from embedding.files import read_json
+from launch.queue import cancel_run, queued
 from launch.runs import find_runs, git_state, hold, redacted, refuse_secrets, scrubbed
 from tests.launch.conftest import RUN, STEPS, contents, eyas, skipped
 from train.recipe import Recipe
@@ -95,7 +97,7 @@ def test_a_finished_run_is_never_overwritten(finished: Path) -> None:
     assert contents(Path("runs/tiny.1/model")) == before
     assert Path("runs/tiny.1/scorecard.json").read_bytes() == card
     assert read_json(Path("runs/tiny.1/run.json")) == record
-    assert "seed=1" in read_json(RUN / "run.json")["command"]
+    assert read_json(RUN / "run.json")["started"] > record["started"]
     assert not Path("runs/tiny.1/job.json").exists(), "it is of the run that goes on"
     assert "the finished run is kept in runs/tiny.1" in " ".join(again.stdout.split())
     assert eyas("run", "runs/tiny.1/config.yaml", "name=tiny.1").exit_code == 0
@@ -179,3 +181,19 @@ def test_secrets_are_taken_out_of_what_is_written(monkeypatch: pytest.MonkeyPatc
     assert redacted(words)[3:] == ["teacher.parameters.api_key=…", "student.max_tokens=32", "name=…"]
     refuse_secrets({"teacher": {"key_env": "OPENAI_API_KEY", "tokenizer": "teacher"}, "stages": [{"max_tokens": 3}]})
     assert os.environ["WANDB_API_KEY"]
+
+
+def test_a_run_of_a_cluster_is_stopped_where_it_runs_now(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (RUN / "job.json").write_text('{"jobs": ["4711"]}')
+    assert queued(RUN) == "", "it is done"
+    record = read_json(RUN / "run.json")
+    (RUN / "run.json").write_text(json.dumps(record | {"state": "running"}))
+    assert "no squeue" in queued(RUN)
+    with pytest.raises(ValueError, match="run eyas cancel where they were submitted"):
+        cancel_run(RUN)
+    killed: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr("launch.queue.holder", lambda folder: {"pid": 12345, "host": socket.gethostname()})
+    assert "asked process 12345 to stop" in cancel_run(RUN)
+    assert killed == [12345]

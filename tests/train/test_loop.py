@@ -133,6 +133,22 @@ def test_a_resumed_run_takes_a_lowered_budget_and_not_a_raised_one(
         torch.testing.assert_close(student.state_dict()[name], tensor, rtol=0, atol=1e-3)
 
 
+def test_memory_is_measured_again_where_layers_are_not_recomputed_any_more(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage(), every=2)
+    thrifty = recipe.model_copy(update={"compute": ComputeConfig(token_budget=256, layer_checkpointing=True)})
+    with pytest.raises(Killed):
+        train(thrifty, build_student(student_config, teacher, 0), dying(inputs, 5), tmp_path)
+    before, _ = newest_checkpoint(tmp_path / "checkpoints", checkpoint_identity(recipe, inputs))
+    train(recipe, build_student(student_config, teacher, 0), inputs, tmp_path)
+    after, _ = newest_checkpoint(tmp_path / "checkpoints", checkpoint_identity(recipe, inputs))
+    assert before is not None
+    assert after is not None
+    assert after.facts["memory"]["bytes_per_token"] > 2 * before.facts["memory"]["bytes_per_token"]
+    assert after.facts["computing"] == before.facts["computing"] | {"layer_checkpointing": False}
+
+
 def test_chunking_and_recomputing_do_not_change_the_result(
     inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
 ) -> None:

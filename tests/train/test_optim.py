@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModel
 
 from embedding.embedder import Embedder
 from train.frozen import freeze
 from train.losses import Match
-from train.optim import build_optimizer, learning_rate, set_learning_rate
+from train.optim import build_optimizer, embedding_tables, learning_rate, set_learning_rate
 from train.recipe import Stage, StudentConfig
 from train.student import build_student
 
@@ -56,3 +58,15 @@ def test_matrices_decay_and_token_embeddings_have_a_rate_of_their_own(
     assert left == {
         id(x) for name, x in student.named_parameters() if ".layers." in name or name.endswith("norm.weight")
     }
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "xlnet", "distilbert"])
+def test_token_embeddings_are_known_however_a_model_calls_them(kind: str) -> None:
+    shape = {"vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    names = {"gpt2": {"n_embd": 48, "n_layer": 1, "n_head": 4}, "xlnet": {"d_model": 48, "n_layer": 1, "n_head": 4}}
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **shape, **names.get(kind, {})))
+    (table,) = embedding_tables(torch.nn.ModuleDict({"embedder": model}))
+    assert dict(model.named_parameters())[table.removeprefix("embedder.")].shape[0] == 100
+    freeze(model, ["embeddings"], frozenset(name for name, _ in model.named_parameters()))
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == [table.removeprefix("embedder.")]

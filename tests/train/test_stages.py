@@ -18,9 +18,9 @@ from train.loop import train
 from train.losses import InfoNCE, Match
 from train.merge import slerp_of
 from train.plan import Inputs, checkpoint_identity
-from train.recipe import ComputeConfig, MergeConfig, PrunedStudent, Recipe, Stage, StudentConfig, TrackingConfig
+from train.recipe import ComputeConfig, Lora, MergeConfig, PrunedStudent, Recipe, Stage, StudentConfig, TrackingConfig
 from train.spikes import SpikeConfig
-from train.student import Student, build_student
+from train.student import Student, build_student, finished
 from train.views import Ramp
 
 from .test_loop import TEACHER, DataConfig, same, weights
@@ -260,3 +260,58 @@ def test_a_killed_stage_with_an_average_and_spikes_ends_bit_for_bit_where_the_un
     report = train(recipe, rest, inputs, tmp_path / "cut")
     assert report.resumed_from == 7
     assert same(weights(whole), weights(rest))
+
+
+def test_finished_stages_that_come_later_are_taken_over_after_an_interruption_too(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def recipe(rate: float) -> Recipe:
+        parts = [stage("base"), stage("a", begin="base", learning_rate=rate), stage("b", begin="base")]
+        tracking = TrackingConfig(log_every=1, checkpoint_every=1, keep=9)
+        return make_recipe(student_config, *parts, merge=MergeConfig(of=["a", "b"]), tracking=tracking)
+
+    whole = build_student(student_config, teacher, 0)
+    train(recipe(1e-3), whole, inputs, tmp_path / "whole")
+    train(recipe(9e-3), build_student(student_config, teacher, 0), inputs, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train(recipe(1e-3), build_student(student_config, teacher, 0), inputs, tmp_path / "cut")
+    # as it lies there when the training of the changed `a` was stopped at its first step, which is the third
+    (tmp_path / "run" / "checkpoints").mkdir()
+    third = next(path for path in (tmp_path / "cut" / "checkpoints").iterdir() if path.name.endswith("3"))
+    shutil.copytree(third, tmp_path / "run" / "checkpoints" / third.name)
+    shutil.rmtree(tmp_path / "run" / "stages" / "a")
+    capsys.readouterr()
+    rest = build_student(student_config, teacher, 0)
+    report = train(recipe(1e-3), rest, inputs, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "resumed from step 3" in said
+    assert "stage b: skipped, finished before" in said
+    assert report.steps == 1
+    assert same(weights(whole), weights(rest))
+
+
+def test_stages_of_adapters_merge_as_the_models_that_they_are(
+    inputs: Inputs, teacher: Embedder, tmp_path: Path
+) -> None:
+    config = StudentConfig(start=PrunedStudent(layers=[1, 4]), max_tokens=64, lora=Lora(rank=2, alpha=4))
+    one, two = stage("one", begin="align"), stage("two", begin="align", learning_rate=9e-3)
+    student = build_student(config, teacher, 0)
+    train(
+        make_recipe(config, stage("align"), one, two, merge=MergeConfig(of=["one", "two"])), student, inputs, tmp_path
+    )
+    models = []
+    for name, made in stage_facts(tmp_path):
+        found, _ = newest_checkpoint(tmp_path / "stages" / name, made)
+        assert found is not None
+        model = build_student(config, teacher, 0)
+        model.load_state_dict(found.model)
+        models.append(weights_of(finished(model, keep_projection=False)))
+    for name, tensor in weights_of(finished(student, keep_projection=False)).items():
+        torch.testing.assert_close(tensor, (models[0][name] + models[1][name]) / 2, rtol=1e-5, atol=1e-6)
+    packed = config.model_copy(update={"lora": Lora(four_bit=True)})
+    with pytest.raises(ValueError, match="four_bit keeps packed"):
+        make_recipe(packed, stage("align"), one, two, merge=MergeConfig(of=["one", "two"]))
+
+
+def weights_of(model: Embedder) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

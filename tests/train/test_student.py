@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2Model, SmolLM3Config
+from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model, SmolLM3Config
 
 from data_prep.teacher import TeacherConfig, load_teacher
 from embedding.dense import Dense
@@ -16,7 +16,15 @@ from train.losses import Match
 from train.plan import Inputs
 from train.pruning import importance, keep_layers, spaced
 from train.recipe import BuiltStudent, Lora, PretrainedStudent, PrunedStudent, StudentConfig
-from train.student import Student, build_student, finished, pca_projection, token_embeddings
+from train.student import (
+    Student,
+    _set_dropout,
+    build_student,
+    check_pca,
+    finished,
+    pca_projection,
+    token_embeddings,
+)
 
 from .conftest import docstring_rows
 
@@ -176,7 +184,7 @@ def test_a_projection_may_start_at_the_principal_directions_and_be_exported(
     expected = mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
     np.testing.assert_allclose(served.encode(texts), expected, atol=1e-5)
     wide = Student(teacher, 8)
-    with pytest.raises(ValueError, match=r"narrower than its teacher; got 384 and 8"):
+    with pytest.raises(ValueError, match=r"narrower than its teacher, and as many texts; got 384 and 8"):
         pca_projection(wide, np.eye(8, dtype=np.float32))
 
 
@@ -255,3 +263,29 @@ def test_a_map_from_the_teacher_to_the_student_is_refused_with_the_reason() -> N
     with pytest.raises(ValueError, match=r"learned from the teacher's to the student's collapses"):
         StudentConfig(projection="teacher_to_student")  # type: ignore[arg-type]
     assert Match().kind == "match"
+
+
+@pytest.mark.parametrize("kind", ["opt", "xlm", "esm", "longformer"])
+def test_no_dropout_is_none_whatever_a_model_calls_it(kind: str) -> None:
+    shape = {"vocab_size": 1000, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64}
+    names = {"xlm": {"emb_dim": 48, "n_layers": 2, "n_heads": 4}, "opt": {"word_embed_proj_dim": 48}}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **shape, intermediate_size=64, pad_token_id=1, **names.get(kind, {}))
+    model = AutoModel.from_config(config).train()
+    ids = torch.arange(10, 40)[None]
+    mask = torch.ones_like(ids)
+
+    def twice() -> list[torch.Tensor]:
+        return [model(input_ids=ids, attention_mask=mask)[0] for _ in range(2)]
+
+    assert not torch.equal(*twice()), "else this shows nothing"
+    _set_dropout(model, 0.0)
+    torch.testing.assert_close(*twice(), atol=0, rtol=0)
+
+
+def test_what_a_closed_form_cannot_set_is_refused_as_the_student_is_built(teacher: Embedder) -> None:
+    start = BuiltStudent(layers=1, init="static")  # 2 key heads of 64 are no 384
+    with pytest.raises(ValueError, match=r"init is static, which needs heads \* head_dim"):
+        build_student(StudentConfig(start=start), teacher, 0)
+    with pytest.raises(ValueError, match="needs a student narrower than its teacher"):
+        check_pca(build_student(StudentConfig(start=PrunedStudent(layers=[1])), teacher, 0, width=32), 32)

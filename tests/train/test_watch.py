@@ -1,5 +1,6 @@
 """Evaluations while training: which checkpoint was the best, and when it is enough. They change nothing else."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,16 @@ def test_a_floor_needs_evaluations_and_no_other_choice_of_checkpoint() -> None:
         TrackingConfig(floor=0.9)
     with pytest.raises(ValueError, match="give one of them"):
         TrackingConfig(floor=0.9, evaluate_every=2, export="best")
+
+
+def test_a_floor_that_comes_later_is_refused(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    recipe = make_recipe(student_config, stage())
+    plain = recipe.model_copy(update={"tracking": TrackingConfig(log_every=1, checkpoint_every=2)})
+    train(plain, build_student(recipe.student, teacher, 0), inputs, tmp_path)
+    for path in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "stages")
+    with pytest.raises(ValueError, match="goes by the score before the first step"):
+        run(Judge(*[0.5] * 9), inputs, teacher, student_config, tmp_path, floor=0.9)
