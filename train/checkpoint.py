@@ -19,6 +19,8 @@ from embedding.files import differences, new_folder, read_manifest, sha256_file,
 from train.distributed import sharded_like, whole_on_main
 
 WEIGHTS, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+UNREAD = "projection.weight"
+"""Where no loss looks through it, it is frozen; but not under FSDP2, which shards all parameters once."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +116,36 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named whole tensors, on rank 0: `parameter number.entry`. Every rank must ask."""
-    state = optimizer.state_dict()["state"]
+    """The optimizer's state as named whole tensors, on rank 0: `parameter.entry`. Every rank must ask."""
+    names, state = _names(optimizer), optimizer.state_dict()["state"]
     return {
-        f"{number}.{key}": whole_on_main(value) for number, entries in state.items() for key, value in entries.items()
+        f"{names[number]}.{key}": whole_on_main(value)
+        for number, entries in state.items()
+        for key, value in entries.items()
     }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved tensors back; the groups' settings stay those of the recipe."""
+    """Put saved tensors back; the groups' settings stay those of the recipe.
+
+    Raises:
+        ValueError: they are of parameters that are not trained here.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    number_of = {name: number for number, name in enumerate(_names(optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = sharded_like(tensor, parameters[int(number)])
+    for saved, tensor in tensors.items():
+        name, _, key = saved.rpartition(".")
+        if name in number_of:
+            state.setdefault(number_of[name], {})[key] = sharded_like(tensor, parameters[number_of[name]])
+        elif name != UNREAD:
+            raise ValueError(f"the checkpoint has moments of {name!r}, which is not trained here; train with --restart")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _names(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the optimizer's parameters in the student, whatever wraps it."""
+    return [name.removeprefix("module.") for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def _verify(path: Path) -> tuple[dict[str, Any], str | None]:

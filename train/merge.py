@@ -154,6 +154,7 @@ class Average:
 
     @torch.no_grad()
     def load(self, tensors: State) -> None:
-        """Go on from the whole tensors of a checkpoint."""
+        """Go on from the whole tensors of a checkpoint; a parameter that was frozen so far begins as it is."""
         for name, parameter in self._parameters.items():
-            self.tensors[name].copy_(sharded_like(tensors[name], parameter))
+            if name in tensors:
+                self.tensors[name].copy_(sharded_like(tensors[name], parameter))

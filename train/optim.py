@@ -24,7 +24,7 @@ def learning_rate(stage: Stage, step: int, steps: int) -> float:
 def build_optimizer(stage: Stage, student: nn.Module) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101): decay on matrices only, token embeddings at their own rate.
 
-    Parameters are ordered by name within each group, so that a saved state fits again.
+    Parameters are in it with their names, by which a saved state finds them again.
     """
     matrices, embeddings, vectors = [], [], []
     tables = embedding_tables(student)
@@ -32,11 +32,11 @@ def build_optimizer(stage: Stage, student: nn.Module) -> torch.optim.AdamW:
         if not parameter.requires_grad:
             continue
         if name in tables:
-            embeddings.append(parameter)
+            embeddings.append((name, parameter))
         elif parameter.ndim >= 2:
-            matrices.append(parameter)
+            matrices.append((name, parameter))
         else:
-            vectors.append(parameter)
+            vectors.append((name, parameter))
     embedding_rate = stage.embedding_learning_rate or stage.learning_rate
     groups: list[dict[str, Any]] = [
         {"params": matrices, "base_lr": stage.learning_rate, "weight_decay": stage.weight_decay},
