@@ -29,7 +29,7 @@ def mine_negatives(at: Workspace, ledger: Ledger) -> Result:
     made_from: dict[str, Any] = {
         "format": FORMAT,
         "data": at.data.name,
-        "teacher": at.results["embed"]["identity"],
+        "teacher": at.vector_facts,
         "mine": config.model_dump(mode="json"),
         "seed": at.recipe.seed,
     }

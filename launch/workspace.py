@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_prep.reduce import FILE as AXES
 from data_prep.tables import Examples, Texts, Tokens
 from data_prep.teacher import NoTeacherConfig, Teacher, load_teacher, vector_keys
 from data_prep.vectors import VectorStore
@@ -69,7 +70,7 @@ class Workspace:
     def inputs(self) -> Inputs:
         """What the student is trained on."""
         tokens = Path(self.results["tokenize"]["outputs"][0])
-        made_from = {"data": self.data.name, "tokens": tokens.name, "teacher": self.results["embed"]["identity"]}
+        made_from = {"data": self.data.name, "tokens": tokens.name, "teacher": self.vector_facts}
         made_from |= self.start
         rows = self.data
         if "mine" in self.results:
@@ -84,6 +85,14 @@ class Workspace:
             vectors=None if self.teacherless else self._teacher_vectors,
             made_from=made_from,
         )
+
+    @property
+    def vector_facts(self) -> Any:
+        """What decides the teacher's vectors: its identity, and the axes of a store that keeps fewer numbers of each,
+        since another store of the same teacher was fitted to other texts. None without a teacher."""
+        facts = self.results["embed"]
+        axes = [Path(name) / AXES for name in facts["outputs"] if (Path(name) / AXES).is_file()]
+        return facts["identity"] | {"axes": sha256_file(axes[0])} if axes else facts["identity"]
 
     @cached_property
     def store(self) -> VectorStore:

@@ -18,10 +18,12 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.eval_speed import share_of_training
+from data_prep.reduce import FILE as AXES
 from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import read_json
 from launch.engine import LAUNCH
+from launch.workspace import Workspace
 from tests.launch.conftest import INSTRUCTION, RUN, STEPS, contents, eyas, questions_and_answers, skipped, write_rows
 from train.recipe import Recipe
 
@@ -412,3 +414,14 @@ def test_a_suite_folder_that_is_not_there_is_refused_before_anything_is_done(fin
         result = eyas(command, "mine.yaml", "name=new", "suite.folder=evaluatoin")
         assert result.exit_code == 2
         assert "suite.folder evaluatoin: no such folder" in " ".join(result.stderr.split())
+
+
+def test_vectors_along_other_axes_are_others(finished: Path) -> None:
+    at = Workspace(load_config(Recipe, "mine.yaml"))
+    at.results["embed"] = {"outputs": [str(finished)], "identity": {"model": "m"}}
+    found = [at.vector_facts]
+    for content in (b"one", b"two"):
+        (finished / AXES).write_bytes(content)
+        found.append(at.vector_facts)
+    assert found[0] == {"model": "m"}
+    assert len({json.dumps(facts) for facts in found}) == 3
