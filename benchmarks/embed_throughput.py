@@ -7,6 +7,8 @@ write to the store. The peer is `SentenceTransformer.encode`, which sorts by len
 fastest in this run; the two take turns, and the best of each counts.
 
 ratio            texts/s, ours / theirs                                                        aim 1.15
+bf16_ratio       texts/s with the teacher in bfloat16 / in float32, where the CPU computes in it (AVX512-BF16, AMX); the
+                 peer could be run in it too                             bf16_cosine: the lowest of the two vectors
 difference       the largest difference of a number of their vectors and ours (float32)        aim 1e-4
 gemm_fraction    real tokens' operations / seconds / the best fp32 matrix rate
 write_gbps       GB/s of vectors (E = 5,376, float16) into durable shards; disk_gbps: plain writes with one fsync each
@@ -29,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
@@ -80,13 +83,22 @@ def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) ->
     batch = min(by_batch, key=lambda size: by_batch[size])
     say(f"sentence-transformers is fastest at a batch of {batch} of {list(PEER_BATCHES)}")
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    in_half = config.model_copy(update={"dtype": "bfloat16"})
+    half = load_teacher(in_half) if computes_in_bf16() else None
     for turn in range(rounds):
         stores = folder / f"stores-{turn}"
         seconds["ours"].append(_seconds(partial(embed_texts, config, texts, stores, progress=False, embedder=ours)))
         seconds["theirs"].append(_seconds(partial(theirs.encode, raw, batch_size=batch)))
-        say(f"round {turn + 1}: ours {seconds['ours'][-1]:.1f} s, theirs {seconds['theirs'][-1]:.1f} s")
+        if isinstance(half, Embedder):
+            work = partial(embed_texts, in_half, texts, stores, progress=False, embedder=half)
+            seconds.setdefault("bf16", []).append(_seconds(work))
+        say(f"round {turn + 1}: {', '.join(f'{side} {found[-1]:.1f} s' for side, found in seconds.items())}")
     best = {side: min(found) for side, found in seconds.items()}
-    expected = theirs.encode(sample, batch_size=batch)
+    expected, found = theirs.encode(sample, batch_size=batch), ours.encode(sample)
+    halved = {}
+    if isinstance(half, Embedder):
+        lowest = float((half.encode(sample) * found).sum(axis=1).min())
+        halved = {"bf16_ratio": best["ours"] / best["bf16"], "bf16_cosine": lowest}
     lengths_N = np.minimum([len(row) for row in ours.tokenize(raw, [""] * len(raw))], MAX_TOKENS)
     return {
         "texts": len(raw),
@@ -95,9 +107,16 @@ def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) ->
         "texts_per_second": {side: len(raw) / value for side, value in best.items()},
         "tokens_per_second": float(lengths_N.sum()) / best["ours"],
         "peer_batch": batch,
-        "difference": float(np.abs(ours.encode(sample) - expected).max()),
+        "difference": float(np.abs(found - expected).max()),
         "gemm_fraction": training_flops(ours, lengths_N) / 3 / best["ours"] / matrix_rate(sizes),
+        **halved,
     }
+
+
+def computes_in_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself; elsewhere it takes many times as long."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def store_rates(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
