@@ -102,10 +102,8 @@ class Reduction:
                 os.link(aside, folder / FILE)
             except FileExistsError:
                 return self.load(folder)
-            except (
-                OSError
-            ):  # a file system without hard links: two that come at the very same moment are not told apart
-                if (folder / FILE).is_file():
+            except OSError:  # a file system without hard links
+                if (folder / FILE).is_file():  # of two that come at the very same moment the later one stays
                     return self.load(folder)
                 aside.replace(folder / FILE)
             sync_folder(folder)
