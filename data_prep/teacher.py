@@ -236,7 +236,7 @@ def _loading(config: TeacherConfig) -> dict[str, Any]:
 def teacher_identity(config: AnyTeacher, teacher: Teacher) -> dict[str, Any]:
     """What determines the stored vectors: the model's own facts, the name it was asked for by, and the store's form."""
     facts = {"model": config.model, "revision": config.revision, **teacher.identity()}
-    if isinstance(config, TeacherConfig):
+    if isinstance(config, TeacherConfig) and isinstance(teacher, Embedder):
         facts["config"] = _config_digest(config)
         if config.quantization != "none":
             facts["quantization"] = config.quantization

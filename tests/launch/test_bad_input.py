@@ -129,7 +129,7 @@ BAD: list[tuple[Break, list[str]]] = [
     (other_width_without_projection, ["width 64", "384", "student.projection", "learned"]),
     (widths_beyond_the_student, ["stage 'match'", "[512]", "below the student's 384"]),
     (loss_not_finite, ["stage 'match', step", "not finite", "learning_rate"]),
-    (no_evaluation_folder, ["elsewhere is not a folder"]),
+    (no_evaluation_folder, ["suite.folder elsewhere: no such folder"]),
     (unset_variable, ["suite.folder", "the environment variable EYAS_NO_SUCH is not set", "$EYAS_NO_SUCH/evaluation"]),
     (not_yaml, ["mine.yaml", "not valid YAML"]),
 ]

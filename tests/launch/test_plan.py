@@ -114,7 +114,7 @@ def test_a_teacher_that_is_not_here_is_said_to_be_unknown(finished: Path) -> Non
     assert "unknown: microsoft/harrier-oss-v1-27b" in result.stdout
     assert "--teacher-parameters" in result.stdout
     assert "guessed from their bytes" in result.stdout
-    assert "unknown: the width of its vectors is" in result.stdout
+    assert "of unknown size (the width of its vectors) in" in result.stdout
 
 
 def test_a_number_of_parameters_is_enough_for_memory_and_time(finished: Path) -> None:
