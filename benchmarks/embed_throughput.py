@@ -115,7 +115,7 @@ def throughput(folder: Path, pairs: int, rounds: int, sizes: tuple[int, ...]) ->
 
 def computes_in_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices itself; elsewhere it takes many times as long."""
-    able = torch.cpu.get_capabilities()
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that eyas takes
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 

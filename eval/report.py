@@ -35,7 +35,7 @@ def write_report(run: Path) -> Path:
     page = render(
         name=run.resolve().name,
         card=_read(run / "scorecard.json"),
-        metrics=_read_lines(run / "metrics.jsonl"),
+        metrics=_by_step(run / "metrics.jsonl"),
         timings=_read(run / "timings.json"),
         summary=_read(run / "summary.json"),
         searches=_read(run / "searches.json"),
@@ -119,6 +119,12 @@ def _top(name: str, card: dict[str, Any] | None) -> str:
 
 def _read(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
+
+
+def _by_step(path: Path) -> list[dict[str, Any]] | None:
+    """The lines of a training log; a stage that was taken over was noted before those that are done again."""
+    found = _read_lines(path)
+    return None if found is None else sorted(found, key=lambda line: int(line["step"]))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]] | None:

@@ -181,6 +181,10 @@ class Ablation:
             raise ValueError(f"--port {engine.port}: {jobs} runs at the same time cannot share a port; leave it out")
         if engine.on == "local":
             check_here(engine)
+            if engine.gpus and jobs * engine.gpus > (found := len(visible_gpus())):
+                raise ValueError(
+                    f"--jobs {jobs} of --gpus {engine.gpus} need {jobs * engine.gpus} GPUs; here are {found}"
+                )
         elif not engine.dry_run:
             check_cluster(engine)
         for run in self.runs:
@@ -247,8 +251,6 @@ class Ablation:
         # An engine places its processes itself, on as many GPUs as it was told.
         each = 1 if engine.on is None else engine.gpus or 0
         gpus = visible_gpus() if jobs > 1 and each else []
-        if gpus and engine.on is not None and jobs * each > len(gpus):
-            raise ValueError(f"--jobs {jobs} of --gpus {each} need {jobs * each} GPUs; {len(gpus)} are visible here")
         # Each would take all cores, and threads that wait for one another hold the others up tenfold.
         shared = {"OMP_NUM_THREADS": threads(jobs * engine.ranks)} if jobs > 1 else {}
 

@@ -129,9 +129,9 @@ class RunRecord:
         self._write(state=state, **extra, **({"made_from": made_from} if made_from else {}))
 
     def _remember(self) -> None:
-        """Put the records of a run that ended aside: `keep_finished` may ask for them."""
-        record = self.folder / RECORD
-        if record.is_file() and read_json(record)["state"] != "running":
+        """Put the records of what the folder holds aside, until `keep_finished` asks for them: other commands may come
+        and be refused before that."""
+        if not (self.folder / f".{RECORD}").exists():
             for name in (RECORD, ENVIRONMENT):
                 if (self.folder / name).is_file():
                     shutil.copyfile(self.folder / name, self.folder / f".{name}")
@@ -233,6 +233,7 @@ def keep_finished(folder: Path) -> Path:
     for name in (RECORD, ENVIRONMENT):
         if (aside / f".{name}").is_file():
             (aside / f".{name}").replace(aside / name)
+            (folder / f".{name}").unlink()
     aside.rename(kept)
     return kept
 
@@ -305,9 +306,10 @@ def _state(path: Path, record: dict[str, Any]) -> str:
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's training log."""
+    """The whole lines of a run's training log, by step."""
     log = path / "metrics.jsonl"
     if not log.is_file():
         return []
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return sorted(found, key=lambda line: int(line["step"]))

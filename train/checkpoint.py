@@ -133,6 +133,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number_of = {name: number for number, name in enumerate(_names(optimizer))}
+    number_of |= {str(number): number for number in range(len(parameters))}  # as they were called until 2026-11
     state: dict[int, dict[str, Tensor]] = {}
     for saved, tensor in tensors.items():
         name, _, key = saved.rpartition(".")

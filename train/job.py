@@ -51,7 +51,9 @@ class Job:
         with self.accelerator.autocast():
             packed = self.student.embedder.packs
         device = self.accelerator.device.type
-        return {"precision": self.accelerator.mixed_precision, "device": device, "packed": packed, **compute}
+        shards = world_size() if self.accelerator.is_fsdp2 else 1
+        ran = {"precision": self.accelerator.mixed_precision, "device": device, "packed": packed, "shards": shards}
+        return ran | compute
 
     @property
     def stages(self) -> Path:

@@ -108,7 +108,15 @@ def train(
     skipped = [plan.end for n, plan in enumerate(plans) if set(range(n + 1)) <= set(done)]
     kept = max(skipped, default=0) if found is None else begin
     rate = matrix_rate(accelerator.device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    tracker = Tracker(recipe, run, accelerator, steps=plans[-1].end, start=kept, matrix_rate=rate * world_size())
+    tracker = Tracker(
+        recipe,
+        run,
+        accelerator,
+        steps=plans[-1].end,
+        start=kept,
+        matrix_rate=rate * world_size(),
+        done=[plans[n].stage.name for n in done],
+    )
     for note in notes:
         tracker.say(note)
 
@@ -188,7 +196,7 @@ def train(
                 tracker.say(f"stage {plan.stage.name}: {left_out} steps left out, their gradients were spikes")
         if recipe.merge is not None and begin < total:
             tracker.say(f"merge: {job.merge(plans, evaluate, memory)}")
-        elif len(plans) - 1 in done and not watch.enough:
+        elif recipe.merge is None and begin < plans[-1].end and len(plans) - 1 in done and not watch.enough:
             job.finish(plans[-1].end, job.result(plans, len(plans) - 1), memory)
     student.eval()
     return TrainReport(steps, (watch.ended or total) - steps, time.perf_counter() - start, before, metrics)

@@ -47,7 +47,8 @@ class SpikeGuard:
         finite = math.isfinite(norm)
         settled = len(self._norms) >= min(self._config.warmup, self._config.window)
         spike = not finite or (settled and norm > self._config.factor * median(self._norms))
-        left_out = spike and not (finite and sum(self._lately) >= self._config.in_a_row)
+        often = max(self._in_a_row, sum(self._lately)) >= self._config.in_a_row
+        left_out = spike and not (finite and often)
         self._lately = [*self._lately, left_out][-self._config.window :]
         if left_out:
             self._in_a_row += 1
@@ -73,5 +74,5 @@ class SpikeGuard:
 
     def load(self, facts: dict[str, Any]) -> None:
         """Go on from the facts of a checkpoint."""
-        self._norms, self._lately = list(facts["norms"]), list(facts["lately"])
+        self._norms, self._lately = list(facts["norms"]), list(facts.get("lately", []))
         self._in_a_row, self.skipped = facts["in_a_row"], facts["skipped"]

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +24,21 @@ class Tracker:
     """Collects one line of metrics every `log_every` steps. Only the main process writes."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, accelerator: Accelerator, *, steps: int, start: int, matrix_rate: float
+        self,
+        recipe: Recipe,
+        run: Path,
+        accelerator: Accelerator,
+        *,
+        steps: int,
+        start: int,
+        matrix_rate: float,
+        done: Collection[str] = (),
     ) -> None:
-        """`matrix_rate`: FLOP/s of all ranks together at a large matrix product, for the utilisation."""
+        """
+        Args:
+            matrix_rate: FLOP/s of all ranks together at a large matrix product, for the utilisation.
+            done: stages that are taken over; what was noted of them stays.
+        """
         self._flops, self._matrix_rate = 0.0, matrix_rate
         self.steps = steps
         """Of the whole run."""
@@ -48,7 +61,7 @@ class Tracker:
         if self._tracked:
             _start_wandb(recipe, run, accelerator)
         if self._main:
-            self._forget_after(start)
+            self._forget_after(start, done)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -121,7 +134,7 @@ class Tracker:
         if self._tracked:
             self._accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int, done: Collection[str]) -> None:
         """Drop lines of steps that will be done again, and a line that a kill cut short."""
         if not self._path.is_file():
             return
@@ -131,7 +144,7 @@ class Tracker:
                 value = json.loads(line)
             except json.JSONDecodeError:
                 break
-            if value["step"] <= step and step:
+            if (value["step"] <= step and step) or value.get("stage") in done:
                 kept.append(line + "\n")
         write_text(self._path, "".join(kept))
 

@@ -82,7 +82,7 @@ class Watch:
         best, self._worse, self.ended = facts["best"], facts["worse"], facts["ended"]
         self._best = (int(best[0]), float(best[1])) if best else None
         means = facts.get("means")
-        if self._tracking.floor is not None and not means:
+        if self._tracking.floor is not None and not means and facts.get("floor") is None:
             raise ValueError(
                 "tracking.floor goes by the score before the first step, and this training began without evaluations; "
                 "take it back, or train with --restart"

@@ -252,5 +252,5 @@ def test_runs_share_the_gpus_that_were_given(place: Path, monkeypatch: pytest.Mo
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
         study._local(study.runs, engine, 2)
         assert set(seen) == expected
-    with pytest.raises(ValueError, match="--jobs 2 of --gpus 4 need 8 GPUs; 4 are visible here"):
-        study._local(study.runs, Engine(on="local", gpus=4), 2)
+    with pytest.raises(ValueError, match="--jobs 2 of --gpus 4 need 8 GPUs; here are 4"):
+        study.start(Engine(on="local", gpus=4), 2)

@@ -197,3 +197,14 @@ def test_a_run_of_a_cluster_is_stopped_where_it_runs_now(finished: Path, monkeyp
     monkeypatch.setattr("launch.queue.holder", lambda folder: {"pid": 12345, "host": socket.gethostname()})
     assert "asked process 12345 to stop" in cancel_run(RUN)
     assert killed == [12345]
+
+
+def test_a_kept_run_has_its_own_record_whatever_came_between(finished: Path) -> None:
+    first = read_json(RUN / "run.json")
+    assert eyas("run", "mine.yaml", "seed=1", "student.start.keep=99").exit_code == 2
+    assert read_json(RUN / "run.json")["state"] == "refused"
+    assert eyas("train", "mine.yaml", "seed=1").exit_code == 0
+    assert read_json(Path("runs/tiny.1/run.json")) == first
+    second = read_json(RUN / "run.json")
+    assert eyas("train", "mine.yaml", "seed=2").exit_code == 0
+    assert read_json(Path("runs/tiny.2/run.json")) == second

@@ -129,3 +129,10 @@ def test_a_map_that_no_loss_looks_through_shifts_nothing() -> None:
         assert {name for name in saved if name.startswith("embedder.")} <= found.keys()
     with pytest.raises(ValueError, match=r"moments of 'embedder\.weight', which is not trained here"):
         load_optimizer(optimizer("embedder.bias"), saved)
+    numbered = {
+        f"{number}.{key}": saved[f"{name}.{key}"]
+        for number, name in enumerate(alone)
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    load_optimizer(old := optimizer(*alone), numbered)
+    assert torch.equal(optimizer_tensors(old)["embedder.bias.exp_avg"], saved["embedder.bias.exp_avg"])

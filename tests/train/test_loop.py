@@ -17,7 +17,7 @@ from train.checkpoint import newest_checkpoint
 from train.loop import train
 from train.losses import CoSENT, Gram, InfoNCE, MarginMSE, Match, Spread
 from train.plan import Inputs, checkpoint_identity, plan_stages
-from train.recipe import ComputeConfig, Recipe, Stage, StudentConfig, TrackingConfig
+from train.recipe import ComputeConfig, PrunedStudent, Recipe, Stage, StudentConfig, TrackingConfig
 from train.step import Memory
 from train.student import build_student
 
@@ -317,3 +317,12 @@ def test_widths_that_differ_need_a_projection_to_be_matched_and_none_for_similar
     assert student.projection is None
     lines = [json.loads(line) for line in (tmp_path / "gram" / "metrics.jsonl").read_text().splitlines()]
     assert np.mean([line["loss"] for line in lines[-5:]]) < 0.8 * lines[0]["loss"]
+
+
+def test_axes_are_asked_for_only_where_there_is_a_map(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    wide = StudentConfig(start=PrunedStudent(layers=[1]), max_tokens=64, projection="pca")
+    student = build_student(wide, teacher, 0)
+    assert student.projection is None, "as wide as the teacher"
+    train(make_recipe(wide, stage(steps=1)), student, inputs, tmp_path)

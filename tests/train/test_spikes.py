@@ -36,6 +36,13 @@ def test_a_source_with_larger_norms_is_not_left_out_for_good() -> None:
     assert sum(judged(levels, guard)) == 5, "a level that stays is believed"
 
 
+def test_a_window_shorter_than_the_patience_believes_a_new_level_all_the_same() -> None:
+    guard = SpikeGuard(SpikeConfig(window=3))
+    assert judged([1.0] * 3 + [50.0] * 6, guard) == [False] * 3 + [True] * 5 + [False]
+    assert not guard.exhausted
+    assert sum(judged([50.0] * 20, guard)) == 5, "once more, until the median is the new level"
+
+
 def test_a_window_shorter_than_the_warmup_is_enough() -> None:
     guard = SpikeGuard(SpikeConfig(window=3))
     assert judged([1.0, 1.0, 1.0, 99.0], guard) == [False, False, False, True]

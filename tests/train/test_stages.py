@@ -288,6 +288,12 @@ def test_finished_stages_that_come_later_are_taken_over_after_an_interruption_to
     assert "stage b: skipped, finished before" in said
     assert report.steps == 1
     assert same(weights(whole), weights(rest))
+    logged = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(logged) == [1, 2, 3, 4, 5, 6], "what was noted of the stage that is taken over stays"
+
+    again = build_student(student_config, teacher, 0)
+    assert train(recipe(1e-3), again, inputs, tmp_path / "run").steps == 0
+    assert same(weights(whole), weights(again)), "all is done, the merge too"
 
 
 def test_stages_of_adapters_merge_as_the_models_that_they_are(

@@ -287,5 +287,5 @@ def test_what_a_closed_form_cannot_set_is_refused_as_the_student_is_built(teache
     start = BuiltStudent(layers=1, init="static")  # 2 key heads of 64 are no 384
     with pytest.raises(ValueError, match=r"init is static, which needs heads \* head_dim"):
         build_student(StudentConfig(start=start), teacher, 0)
-    with pytest.raises(ValueError, match="needs a student narrower than its teacher"):
+    with pytest.raises(ValueError, match="needs a student narrower than its teacher, and as many texts"):
         check_pca(build_student(StudentConfig(start=PrunedStudent(layers=[1])), teacher, 0, width=32), 32)

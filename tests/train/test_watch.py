@@ -9,7 +9,7 @@ import torch
 
 from embedding.embedder import Embedder
 from eval.ranks import Ranks
-from tests.train.test_loop import make_recipe, stage
+from tests.train.test_loop import Killed, dying, make_recipe, stage
 from train.checkpoint import checkpoints, newest_checkpoint
 from train.loop import train
 from train.plan import Inputs, checkpoint_identity
@@ -118,3 +118,25 @@ def test_a_floor_that_comes_later_is_refused(
     shutil.rmtree(tmp_path / "stages")
     with pytest.raises(ValueError, match="goes by the score before the first step"):
         run(Judge(*[0.5] * 9), inputs, teacher, student_config, tmp_path, floor=0.9)
+
+
+def test_a_run_whose_first_evaluation_had_no_mean_goes_on_after_a_kill(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    class Failing(Judge):
+        def __call__(self, model: Embedder, ranks: Ranks) -> dict[str, float]:
+            scores = super().__call__(model, ranks)
+            return {} if len(self.seen) == 1 else scores
+
+    run(Failing(*[0.5] * 9), inputs, teacher, student_config, tmp_path, floor=0.9)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    recipe = make_recipe(student_config, stage())
+    tracking = TrackingConfig(log_every=1, checkpoint_every=1, keep=9, evaluate_every=2, floor=0.9)
+    recipe = recipe.model_copy(update={"tracking": tracking})
+    with pytest.raises(Killed):
+        train(
+            recipe, build_student(recipe.student, teacher, 0), dying(inputs, 1), tmp_path, evaluate=Failing(*[0.5] * 9)
+        )
+    report, _ = run(Judge(*[0.5] * 9), inputs, teacher, student_config, tmp_path, floor=0.9)
+    assert report.resumed_from == 1
