@@ -89,11 +89,7 @@ class Statistics:
             "known kept out": self._counts["known"],
             "too near": self._counts["too near"],
             "too near, share": round(self._counts["too near"] / candidates, 4),
-            **(
-                {name: round(self._counts[name.removesuffix(", share")] / rows, 4) for name in OF_WHOLE}
-                if self._whole
-                else {}
-            ),
+            **{name: round(self._counts[name.removesuffix(", share")] / rows, 4) for name in OF_WHOLE if self._whole},
             "mean score of positives": round(self._positives / rows, 4),
             "mean score of negatives": round(self._negatives / max(self._counts["chosen"], 1), 4),
             "indexes": dict(self._indexes),

@@ -18,7 +18,7 @@ from data_prep.units import Share, launched_share
 from data_prep.vectors_care import rows_stored
 from embedding.config import dump_config
 from embedding.embedder import Embedder
-from embedding.files import fingerprint, new_folder, read_json, sha256_file, stamps, write_json, write_text
+from embedding.files import fingerprint, new_folder, read_json, sha256_file, stamps, write_json
 from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.chosen import chosen
@@ -89,8 +89,9 @@ class Pipeline:
             if step == until:
                 break
         if rank() == 0 and "train" in self.at.results:
-            if until == "report":  # also where only what comes after the training was changed
-                write_text(self.at.folder / "config.yaml", dump_config(self.recipe))
+            config = self.at.folder / "config.yaml"
+            if until == "report" and config.read_text(encoding="utf-8") != dump_config(self.recipe):
+                write_facts(self.at)  # only what comes after the training was changed, or a licence
             show_run(self.at.folder, self.console)
         elif rank() == 0 and self.ledger.record("train") is None:
             write_facts(self.at)
@@ -366,7 +367,6 @@ class Pipeline:
             from eval.report import write_report
             from launch.card import write_card
 
-            write_facts(self.at)  # a licence may have been added since
             outputs = [str(write_report(self.at.folder))]
             if self.at.model.is_dir():
                 outputs.append(str(write_card(self.recipe, self.at.folder, self.at.model)))

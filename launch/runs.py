@@ -21,6 +21,8 @@ from typing import Any, TextIO
 
 from embedding.files import read_json, write_json
 
+MADE_READY = ("prepare", "embed", "mine", "tokenize")
+"""Steps after which the model of a run is still that of the training before."""
 RECORD, ENVIRONMENT, LOCK, JOB = "run.json", "environment.json", "lock", "job.json"
 PACKAGES = ("eyas", "torch", "transformers", "accelerate", "datasets", "numpy", "mteb", "sentence-transformers", "peft")
 SECRET = re.compile(r"(?i)(^|[._-])((api|access|secret|private)[_-]?key|token|secret|password|passwd|credentials?)$")
@@ -112,7 +114,8 @@ class RunRecord:
         """A step begins to work."""
         if not self.facts:
             self.facts = {"started": now(), "command": redacted(self.command), "folder": str(Path.cwd()), **_holder()}
-            self._remember()
+            if not (self.folder / f".{RECORD}").exists():
+                self._put_aside()
             write_json(self.folder / ENVIRONMENT, environment())
         self._write(state="running", step=step)
 
@@ -127,14 +130,15 @@ class RunRecord:
             self.facts = {"started": now(), "command": redacted(self.command), "step": ""}
         extra: dict[str, Any] = {"ended": now()} | ({"error": scrubbed(error)} if error else {})
         self._write(state=state, **extra, **({"made_from": made_from} if made_from else {}))
+        if state == "done" and self.facts["step"] not in MADE_READY:
+            self._put_aside()
 
-    def _remember(self) -> None:
-        """Put the records of what the folder holds aside, until `keep_finished` asks for them: other commands may come
-        and be refused before that."""
-        if not (self.folder / f".{RECORD}").exists():
-            for name in (RECORD, ENVIRONMENT):
-                if (self.folder / name).is_file():
-                    shutil.copyfile(self.folder / name, self.folder / f".{name}")
+    def _put_aside(self) -> None:
+        """Copy the records, for `keep_finished`: commands that do not get as far as another training may come before
+        it, and write their own."""
+        for name in (RECORD, ENVIRONMENT):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, self.folder / f".{name}")
 
     def _write(self, **facts: Any) -> None:
         self.facts |= facts

@@ -251,7 +251,7 @@ def check_student(recipe: Recipe, student: Student, inputs: Inputs) -> None:
         teacher_width = inputs.vectors(np.zeros(1, dtype=np.int64)).shape[1]
         if teacher_width and student.projection is None:  # 0: foreseen, of a teacher who does not say
             check_matched(stages, embedder.width, teacher_width)
-        if teacher_width and pca and student.projection is not None:
+        elif teacher_width:
             check_pca(student, teacher_width)
     check_widths(stages, embedder.width)
     check_frozen(stages, student)

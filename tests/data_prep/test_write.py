@@ -143,13 +143,17 @@ def test_killed_half_way_it_goes_on_where_it_was(start: Start, documents: Path) 
     assert max(Counter(lines(log)).values()) <= 2
 
 
-def test_what_the_server_refuses_is_counted_and_named(start: Start, documents: Path) -> None:
-    url, _ = start("refuses")
+def left_out_beside_a_forbidden_document(url: str, documents: Path) -> list[Any]:
     with documents.open("a") as file:
         file.write(json.dumps({"body": "A forbidden text about boats in a harbour on a quiet morning."}) + "\n")
     found = write(documents, url, tasks=["question"])
     assert found["left out"]["the server refuses the document"] == 1
-    left = lines(documents.parent / "out" / "left_out.jsonl")
+    return lines(documents.parent / "out" / "left_out.jsonl")
+
+
+def test_what_the_server_refuses_is_counted_and_named(start: Start, documents: Path) -> None:
+    url, _ = start("refuses")
+    left = left_out_beside_a_forbidden_document(url, documents)
     assert [row for row in left if "400 Bad Request: content policy" in row["detail"] and row["place"].endswith(":32")]
 
 
@@ -224,11 +228,7 @@ def test_a_copied_query(query: str, text: str, expected: bool) -> None:
 
 def test_an_answer_without_text_costs_one_document(start: Start, documents: Path) -> None:
     url, _ = start("filters")
-    with documents.open("a") as file:
-        file.write(json.dumps({"body": "A forbidden text about boats in a harbour on a quiet morning."}) + "\n")
-    found = write(documents, url, tasks=["question"])
-    assert found["left out"]["the server refuses the document"] == 1
-    left = lines(documents.parent / "out" / "left_out.jsonl")
+    left = left_out_beside_a_forbidden_document(url, documents)
     assert [row["detail"] for row in left if "without text" in row["detail"]] == [
         "an answer without text (finish_reason 'content_filter')"
     ]

@@ -13,7 +13,7 @@ import pytest
 from embedding.config import load_config
 from embedding.files import read_json
 from launch.queue import cancel_run, queued
-from launch.runs import find_runs, git_state, hold, redacted, refuse_secrets, scrubbed
+from launch.runs import RunRecord, find_runs, git_state, hold, keep_finished, redacted, refuse_secrets, scrubbed
 from tests.launch.conftest import RUN, STEPS, contents, eyas, skipped
 from train.recipe import Recipe
 
@@ -208,3 +208,19 @@ def test_a_kept_run_has_its_own_record_whatever_came_between(finished: Path) -> 
     second = read_json(RUN / "run.json")
     assert eyas("train", "mine.yaml", "seed=2").exit_code == 0
     assert read_json(Path("runs/tiny.2/run.json")) == second
+
+
+def test_a_run_that_was_killed_and_went_on_is_kept_as_done(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    RunRecord(folder, ["eyas", "first"]).begin("train")  # and it is killed
+    second = RunRecord(folder, ["eyas", "second"])
+    second.begin("train")
+    second.end("done")
+    for step in ("prepare", "train"):
+        later = RunRecord(folder, ["eyas", "later"])
+        later.begin(step)
+        if step == "prepare":
+            later.end("done")
+    record = read_json(keep_finished(folder) / "run.json")
+    assert (record["command"], record["state"]) == (["eyas", "second"], "done")
