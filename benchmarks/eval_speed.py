@@ -11,7 +11,6 @@ first   the same for our first evaluation, which also plans and tokenizes
 `--run runs/demo` adds `share`: the seconds of all evaluations in that training over its seconds; expected 0.05 at most.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from benchmarks.eval_peers import TEACHER, decoder, instructed_peer, mteb_scores
 from data_prep.harvest import harvest
 from data_prep.heldout import write_docstring_tasks, write_instructions
 from embedding.embedder import Embedder
+from embedding.files import read_json, read_log
 from embedding.instruction import BARE
 from embedding.layout import resolve_model
 from eval.encoder import requests_of
@@ -78,9 +78,8 @@ def measure(name: str, model: Embedder, peer: Any, folder: Path, rounds: int, sa
 
 def share_of_training(run: Path) -> dict[str, Any]:
     """What the evaluations inside a training took of it, both as the run timed them."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    taken = [line["eval/seconds"] for line in lines if "eval/seconds" in line]
-    training = json.loads((run / "timings.json").read_text(encoding="utf-8"))["train"]
+    taken = [line["eval/seconds"] for line in read_log(run / "metrics.jsonl") if "eval/seconds" in line]
+    training = read_json(run / "timings.json")["train"]
     return {"evaluations": len(taken), "seconds": sum(taken), "training_s": training, "share": sum(taken) / training}
 
 

@@ -16,7 +16,6 @@ unequal lengths with hard negatives and duplicates, match and InfoNCE together, 
 Prints one JSON line last; keys `equal`, `bytes_reduced_per_gradient_byte`, `efficiency`.
 """
 
-import json
 import statistics
 import time
 from collections import Counter
@@ -42,6 +41,7 @@ from benchmarks.steps import train_state
 from data_prep.build import DataConfig
 from data_prep.teacher import TeacherConfig
 from embedding.embedder import Embedder
+from embedding.files import read_log
 from embedding.instruction import Template
 from train.distributed import world_size
 from train.loop import train
@@ -138,9 +138,8 @@ def loop_under_adamw(folder: str, run: str, steps: int) -> dict[str, Any]:
     recipe, inputs = small_recipe(steps), load_inputs(Path(folder))
     student = build_student(recipe.student, _teacher(), recipe.seed)
     train(recipe, student, inputs, Path(run))
-    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     vectors = torch.from_numpy(student.embedder.encode(PROBE))
-    return {"loss": [line["loss"] for line in lines], "vectors": vectors}
+    return {"loss": [line["loss"] for line in read_log(Path(run, "metrics.jsonl"))], "vectors": vectors}
 
 
 def fsdp_under_sgd(folder: str, steps: int) -> dict[str, Any]:
@@ -201,7 +200,10 @@ def _sgd(
     optimizer = torch.optim.SGD([{"params": list(wrapped.parameters()), "base_lr": 0.05}], lr=0.05)
     state = train_state(accelerator, wrapped, student, optimizer, plan, KEPT)
     lines = [train_step(state, prepare_work(plan.sampler, inputs.vectors, step)) for step in range(steps)]
-    return {"loss": [line["loss"] for line in lines], "norm": [line["grad_norm"] for line in lines]}
+    return {
+        "loss": [line["loss"] for line in lines],
+        "norm": [line["grad_norm"] for line in lines],
+    }
 
 
 def _bytes_share(

@@ -5,7 +5,6 @@ many steps fill the minutes. Everything lies in one folder: a benchmark that was
 finished runs are read from their scorecards, the others resume from their checkpoints, and the pace is kept.
 """
 
-import json
 import subprocess
 import sys
 from argparse import Namespace
@@ -22,7 +21,7 @@ from benchmarks.common import Options, say
 from benchmarks.eval_sets import data_folder
 from benchmarks.outcomes import outcome, ran
 from embedding.config import Config, load_config
-from embedding.files import fingerprint, read_json, sha256_file, write_json
+from embedding.files import fingerprint, read_json, read_log, sha256_file, write_json
 from launch.pipeline import Pipeline
 from train.plan import plan_stages
 from train.recipe import Recipe
@@ -287,8 +286,7 @@ def overhead(run: Path) -> float:
 def steps_logged(run: Path) -> list[dict[str, float]]:
     """What the log says of each stretch of steps: its `seconds` and `tokens`, whatever process did it."""
     found, before = [], 0
-    for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for line in read_log(run / "metrics.jsonl"):
         if "steps_per_s" in line:
             seconds = (line["step"] - before) / line["steps_per_s"]
             found.append({"seconds": seconds, "tokens": line["tokens_per_s"] * seconds})

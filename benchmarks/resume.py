@@ -13,7 +13,6 @@ themselves may choose differently.
 Prints one JSON line last; keys `kills`, `identical`.
 """
 
-import json
 import random
 import sys
 import time
@@ -27,7 +26,7 @@ from benchmarks.pairs import TEACHER, load_inputs
 from benchmarks.processes import start
 from benchmarks.ranks import small_recipe, write_small_inputs
 from embedding.embedder import Embedder
-from embedding.files import read_manifest
+from embedding.files import read_log, read_manifest
 from train.checkpoint import checkpoints
 from train.distributed import leave
 from train.loop import Preempted, train
@@ -133,9 +132,7 @@ def newest(run: Path) -> int:
 def logged(run: Path) -> list[dict[str, Any]]:
     """The whole lines of the log."""
     path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    return read_log(path) if path.is_file() else []
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from eval.scorecard import Scorecard
 from eval.study import Drawn, Trial, shared_tasks, verdict
 
-STARTS = {"copied": "points_ahead", "folded": "points_ahead_same_start"}
+STARTS = {"copied": "points_ahead", "folded": "points_ahead_same_start", "static": "points_ahead_same_start"}
 """The peer's starts, and what the difference from each is called."""
 UNIT = 1e-3
 """Points in which the draws of a saved result are counted: a hundredth of what an interval is quoted in."""
@@ -47,6 +47,7 @@ def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     worst = {name: _worst(of, kinds["teacher"]) for name, of in kinds.items() if "teacher" in kinds}
     trained = [name for name, side in sides.items() if "seconds" in side]
     shares = sorted(float(name) for name in trained if name not in STARTS)
+    first = next(start for start in STARTS if start in trained)
     found: dict[str, Any] = {}
     for start, key in STARTS.items():
         if start in trained:
@@ -56,7 +57,7 @@ def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found[f"{key}_interval"] = [ahead.difference - ahead.half, ahead.difference + ahead.half]
     return {
         **found,
-        "time_to_same": next((share for share in shares if points[f"{share:g}"] >= points["copied"]), None),
+        "time_to_same": next((share for share in shares if points[f"{share:g}"] >= points[first]), None),
         "points": points,
         "kinds": kinds,
         "worst_kind": worst,

@@ -1,18 +1,23 @@
 """The same student, data and minutes for the product and for sentence-transformers' own distillation.
 
-    python -m benchmarks.versus_st [--full] [--layers 2] [--minutes 5] [--seeds 0] [--no-folded] [--add] [--work FOLDER]
-                                   [--smoke]
+    python -m benchmarks.versus_st [--full] [--student pruned] [--layers 2] [--minutes 5] [--seeds 0] [--no-folded]
+                                   [--add] [--work FOLDER] [--smoke]
 
 The student is the last two of the six layers of all-MiniLM-L6-v2, or as many as `--layers` says (its result is saved
-as versus_st_layers_N). The product trains `configs/experiments/versus.yaml`, which begins by folding the layers below
+as versus_st_layers_N); or, with `--student decoder`, the causal decoder of `benchmarks.decoder` (versus_st_decoder).
+
+For the former the product trains `configs/experiments/versus.yaml`, which begins by folding the layers below
 into the token embeddings; the other side trains the same layers, copied, on the very same texts with
 `EmbedDistillLoss` and precomputed vectors, through its Trainer (`benchmarks.st_distill`). To tell what the start gives
 from what the training gives, the other side trains the folded student too, at the setting found for the copied one, the
-seconds of the fold counted on it as well.
+seconds of the fold counted on it as well. A decoder is built from nothing by `configs/experiments/decoder.yaml`: there
+both sides begin with the product's closed form (`train.static_start`), fitted to each side's own vectors, and there is
+no other start.
 
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
 measured in turns. Learning rate and batch size are searched on both sides over the same grid, with the same minutes
-each, by the cosine to the teacher on held-out text; what was found is printed. The scores are those of one suite:
+each, by the cosine to the teacher on held-out text; what was found is printed. While a side is best at the largest or
+smallest rate tried, the next one is tried on both. The scores are those of one suite:
 English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one
 seed, and without the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text,
 three seeds: seven hours, or a seed at a time: `--seeds 1 --add` searches again and joins what it finds to the runs of
@@ -20,13 +25,14 @@ the saved result (`benchmarks.outcomes`).
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds,
 with the 95 % interval of chance in the items and the seeds (`eval.study`; with one seed, in the items alone);
-`points_ahead_same_start`, the same with the product's own start given to the peer;
-`time_to_same`, the smallest share of the minutes after which a product's run is as good as the peer's whole one.
+`points_ahead_same_start`, the same with the product's own start given to the peer (the only one of a decoder);
+`time_to_same`, the smallest share of the minutes after which a product's run is as good as the peer's whole one, from
+the first of its starts.
 """
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -62,12 +68,18 @@ from eval.suite import SuiteConfig
 from eval.texts import suite_texts
 from train.fold import FOLD_TEXTS, covering, fold
 from train.recipe import Recipe
+from train.start import STATIC_TEXTS
+from train.static_start import static_start
 from train.student import build_student
 
 SEARCH_TEXTS = 1_000
 """Held-out texts that a setting is chosen by."""
+BEYOND = 3.0
+"""Factor from one learning rate to the next, outside the grid."""
 LAYERS = 2
 """Of the student that the protocol fixed before the first run."""
+RECIPES = {"pruned": "versus", "decoder": "decoder"}
+"""Of each student, in `configs/experiments`."""
 
 
 class Setting(NamedTuple):
@@ -83,6 +95,8 @@ class Setting(NamedTuple):
 
 def saved_as(name: str, given: Namespace) -> str:
     """What the results and the folder of a student are called."""
+    if given.student != "pruned":
+        return f"{name}_{given.student}"
     return name if given.layers == LAYERS else f"{name}_layers_{given.layers}"
 
 
@@ -100,36 +114,44 @@ class Peer:
             write_json(self._texts, list(dict.fromkeys(texts.text(row) for row in range(len(texts)))))
 
     def start(self, name: str) -> Path:
-        """The untrained student with its layers as `copied`, or `folded`; the seconds of it lie beside its weights."""
+        """The untrained student: its layers `copied`, or `folded`, or built and `static`; the seconds of the last two
+        lie beside its weights."""
         path = self.folder / "starts" / f"{name}-{machine()['commit']}"
         if not path.is_dir():
             student = build_student(self._recipe.student, Embedder.from_pretrained(TEACHER), self._recipe.seed)
-            rows = self._rows(student.embedder) if name == "folded" else []  # neither side's time holds its tokenizing
+            texts = np.array(read_json(self._texts), dtype=object)
+            # Neither side's time holds the tokenizing here.
+            if name == "folded":
+                first = spread(len(texts), FOLD_TEXTS)
+                rows = self._rows(student.embedder, texts[first])
+                others = self._rows(student.embedder, np.delete(texts, first))
+            elif name == "static":
+                first = spread(len(texts), STATIC_TEXTS)
+                rows = self._rows(student.embedder, texts[first])
+                vectors_ND = np.load(self.folder / "vectors" / "vectors.npy")[first]
             begin = time.perf_counter()
-            if rows:
-                first = [student.embedder.cut(row) for row in rows[:FOLD_TEXTS]]
-                read = covering(first, rows[FOLD_TEXTS:], student.embedder.specials)
-                fold(student.embedder, student.lower[0], read)
+            if name == "folded":
+                cut = [student.embedder.cut(row) for row in rows]
+                fold(student.embedder, student.lower[0], covering(cut, others, student.embedder.specials))
+            elif name == "static":
+                static_start(student.embedder, [student.embedder.cut(row) for row in rows], vectors_ND)
             seconds = time.perf_counter() - begin
             with new_folder(path) as folder:
                 student.embedder.save_pretrained(folder)
                 write_json(folder / "seconds.json", seconds)
         return path
 
-    def _rows(self, embedder: Embedder) -> list[np.ndarray]:
-        """The texts as tokens, first some from everywhere."""
-        texts = read_json(self._texts)
-        every = max(1, len(texts) // FOLD_TEXTS)
-        texts = texts[::every] + [text for index, text in enumerate(texts) if index % every]
-        return embedder.tokenize(texts, [""] * len(texts))
+    @staticmethod
+    def _rows(embedder: Embedder, texts: np.ndarray) -> list[np.ndarray]:
+        return embedder.tokenize(texts.tolist(), [""] * len(texts))
 
     def vectors(self) -> dict[str, Any]:
         """The seconds of the teacher's pass, and the batch size it took."""
         tokens = self._recipe.stages[0].max_tokens
         return self._result("vectors", "vectors", Settings(str(resolve_model(TEACHER)), str(self._texts), "", tokens))
 
-    def train(self, name: str, setting: Setting, steps: int, seed: int, start: str = "copied") -> dict[str, Any]:
-        """A training from the layers as `copied` or `folded`; its `seconds`, `seconds_per_step` and `overhead`."""
+    def train(self, name: str, setting: Setting, steps: int, seed: int, start: str) -> dict[str, Any]:
+        """A training from one of the starts; its `seconds`, `seconds_per_step` and `overhead`."""
         stage = self._recipe.stages[0]
         settings = Settings(
             model=str(self.start(start)),
@@ -173,6 +195,18 @@ class HeldOut:
         return float((self._encode(model) * self._vectors_ND).sum(axis=1).mean())
 
 
+def spread(count: int, wanted: int) -> np.ndarray:
+    """Positions of about so many of a list's items, from everywhere."""
+    return np.arange(0, count, max(1, count // wanted))
+
+
+def beyond(tried: Collection[float], chosen: Collection[float]) -> float | None:
+    """The rate to try next: a step outside those tried, where the best of a side lies at their edge."""
+    if max(tried) in chosen:
+        return max(tried) * BEYOND
+    return min(tried) / BEYOND if min(tried) in chosen else None
+
+
 def best(found: Mapping[Setting, float]) -> Setting:
     """The setting with the best score."""
     return max(found, key=lambda setting: found[setting])
@@ -184,10 +218,12 @@ class Versus:
     def __init__(self, given: Namespace, fixed: Protocol) -> None:
         self.given, self.plan, self.smoke = given, fixed.versus_st, given.smoke
         self._pace_steps = SMOKE_STEPS if given.smoke else fixed.pace_steps
-        experiment = Experiment.of("versus", given, self.plan.cut)
-        if given.layers != LAYERS:  # its own texts, vectors and times: nothing is shared with the other student
-            experiment = replace(experiment, work=experiment.work.with_name(saved_as(experiment.work.name, given)))
-        self.experiment = experiment.with_settings(f"student.start.keep={given.layers}")
+        experiment = Experiment.of(RECIPES[given.student], given, self.plan.cut)
+        # Texts, vectors and times of its own: nothing is shared with another student or benchmark.
+        work = experiment.work.name.replace(RECIPES[given.student], "versus", 1)
+        experiment = replace(experiment, work=experiment.work.with_name(saved_as(work, given)))
+        keep = (f"student.start.keep={given.layers}",) if given.student == "pruned" else ()
+        self.experiment = experiment.with_settings(*keep)
         grid = [Setting(rate, size) for size in self.plan.batch_sizes for rate in self.plan.learning_rates]
         self.grid = [setting._replace(batch_size=8) for setting in grid[:2]] if given.smoke else grid
         sizes = dict.fromkeys(setting.batch_size for setting in self.grid)
@@ -199,16 +235,20 @@ class Versus:
         self.data = next(iter(of_size.values())).prepared(fixed.pace_steps)
         self.peer = Peer(self.experiment, self.recipe, self.data)
         self.peer_vectors = self.peer.vectors()
+        self.starts = self._starts()
         self.peer_paces = {
-            size: self.peer.train(f"pace-{size}", Setting(1e-4, size), self._pace_steps, 0) for size in sizes
+            size: self.peer.train(f"pace-{size}", Setting(1e-4, size), self._pace_steps, 0, self.starts[0])
+            for size in sizes
         }
 
     def made_from(self) -> str:
         """What a seed's figures depend on besides the machine, the product and the seed."""
         recipe = self.experiment.made_from(self.given.minutes)
-        return fingerprint([recipe, list(self._starts()), self.plan.model_dump()])
+        return fingerprint([recipe, list(self.starts), self.plan.model_dump()])
 
     def _starts(self) -> Sequence[str]:
+        if self.given.student == "decoder":
+            return ["static"]
         return self.plan.starts[: 1 if self.given.no_folded else None]
 
     def our_steps(self, setting: Setting, seconds: float) -> int:
@@ -238,17 +278,22 @@ class Versus:
         ours, theirs = {}, {}
         our_lines: dict[int, list[dict[str, float]]] = {size: [] for size in self.paces}
         their_steps: dict[int, list[float]] = {size: [] for size in self.paces}
-        for at, setting in enumerate(self.grid):
+        settings = list(self.grid)
+        for at, setting in enumerate(settings):  # which grows
             size = setting.batch_size
             steps = f"stages.0.steps={self.our_steps(setting, seconds + self.paces[size].overhead)}"
             run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
             ours[setting] = heldout.cosine(run / "model")
             our_lines[size] += later(steps_logged(run))
             steps_of_peer = self.their_steps(setting, seconds + self.peer_paces[size]["overhead"])
-            trained = self.peer.train(f"search-{at}", setting, steps_of_peer, 0)
+            trained = self.peer.train(f"search-{at}", setting, steps_of_peer, 0, self.starts[0])
             theirs[setting] = heldout.cosine(self.peer.folder / f"search-{at}" / "model")
             their_steps[size].append(trained["seconds_per_step"])
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
+            if at + 1 == len(settings) and not self.smoke:
+                rates = {each.learning_rate for each in settings}
+                further = beyond(rates, {best(found).learning_rate for found in (ours, theirs)})
+                settings += [Setting(further, each) for each in self.paces] if further else []
         for size in self.paces:
             self.paces[size] = replace(self.paces[size], seconds_per_token=per_token(our_lines[size]))
             self.peer_paces[size] |= {"seconds_per_step": fmean(their_steps[size])}
@@ -293,7 +338,7 @@ class Versus:
     def theirs(self, setting: Setting, seed: int) -> dict[str, Trial]:
         """The peer from each start."""
         found: dict[str, Trial] = {}
-        for start in self._starts():
+        for start in self.starts:
             before = self.peer_vectors["seconds"] + float(read_json(self.peer.start(start) / "seconds.json"))
             steps = self.their_steps(setting, 60 * self.given.minutes - before)
             name = f"{start}-s{seed}"
@@ -310,7 +355,8 @@ def main() -> None:
     options.add_argument(
         "--no-folded", action="store_true", help="without the peer's training from the product's start"
     )
-    options.add_argument("--layers", type=int, choices=range(1, 6), default=LAYERS, help="of the student")
+    options.add_argument("--student", choices=RECIPES, default="pruned", help="a part of the teacher, or from nothing")
+    options.add_argument("--layers", type=int, choices=range(1, 6), default=LAYERS, help="of the pruned student")
     given = options.parse_args()
     fixed = planned(given, "versus_st")
     both = Versus(given, fixed)
@@ -318,7 +364,7 @@ def main() -> None:
     ours, theirs = both.search()
     our_setting, their_setting = best(ours), best(theirs)
     say(f"chosen: {our_setting}, the peer {their_setting}")
-    around = {"untrained": both.scored("untrained", both.peer.start("copied"))}
+    around = {"untrained": both.scored("untrained", both.peer.start(both.starts[0]))}
     if given.full:
         around["teacher"] = both.scored("teacher", resolve_model(TEACHER))
     found = {
@@ -338,7 +384,8 @@ def main() -> None:
         runs.append({"seed": seed, **of_seed(trials, around), **found})
     if given.add:
         runs += saved_runs(saved_path(name, full=given.full), None, both.made_from(), besides=given.seeds)
-    facts = {"benchmark": "versus_st", "full": given.full, "layers": given.layers, "minutes": given.minutes}
+    layers = {"layers": given.layers} if given.student == "pruned" else {}
+    facts = {"benchmark": "versus_st", "full": given.full, "student": given.student, **layers, "minutes": given.minutes}
     report({**facts, **together(runs)}, save=given.save, name=name)
 
 

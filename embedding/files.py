@@ -86,6 +86,24 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it to have it made again") from None
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log (metrics.jsonl), by step: those of a stage that was taken over were noted before
+    those that were done again. A last line without its end is being written, or a kill cut it short: it is left out.
+
+    Raises:
+        ValueError: a line is not valid JSON.
+        FileNotFoundError: there is no such file.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: line {number} is not valid JSON ({error})") from None
+    return sorted(found, key=lambda line: int(line["step"]))
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, made_from: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """A temporary folder beside `path` that, when the block ends well, is fsynced and renamed onto `path`.

@@ -1,13 +1,12 @@
 """`report.html`: one self-contained page of a run, for people who look rather than read."""
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from embedding.files import read_json, write_text
+from embedding.files import read_json, read_log, write_text
 from eval import looking, sections
 from eval.dropped import dropped_section
 from eval.figures import missing
@@ -32,10 +31,11 @@ def write_report(run: Path) -> Path:
     Raises:
         ValueError: one of the files is not valid JSON.
     """
+    log = run / "metrics.jsonl"
     page = render(
         name=run.resolve().name,
         card=_read(run / "scorecard.json"),
-        metrics=_by_step(run / "metrics.jsonl"),
+        metrics=read_log(log) if log.is_file() else None,
         timings=_read(run / "timings.json"),
         summary=_read(run / "summary.json"),
         searches=_read(run / "searches.json"),
@@ -119,24 +119,3 @@ def _top(name: str, card: dict[str, Any] | None) -> str:
 
 def _read(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
-
-
-def _by_step(path: Path) -> list[dict[str, Any]] | None:
-    """The lines of a training log; a stage that was taken over was noted before those that are done again."""
-    found = _read_lines(path)
-    return None if found is None else sorted(found, key=lambda line: int(line["step"]))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]] | None:
-    """The lines of a JSONL file; one that a killed run cut short at the end is left out."""
-    if not path.is_file():
-        return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}: line {number} is not valid JSON ({error})") from None
-    return found

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
 
-from embedding.files import read_json, write_json
+from embedding.files import read_json, read_log, write_json
 
 MADE_READY = ("prepare", "embed", "mine", "tokenize")
 """Steps after which the model of a run is still that of the training before."""
@@ -312,8 +312,4 @@ def _state(path: Path, record: dict[str, Any]) -> str:
 def metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's training log, by step."""
     log = path / "metrics.jsonl"
-    if not log.is_file():
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return sorted(found, key=lambda line: int(line["step"]))
+    return read_log(log) if log.is_file() else []

@@ -147,3 +147,15 @@ def test_both_sides_are_searched_trained_and_compared(eyas_data: Path, tmp_path:
         assert low < found[key] < high
         assert 0 < found["points"][start] < found["points"]["teacher"] + 5
         assert list((tmp_path / "versus-smoke").glob(f"peer-*/{start}-s0/model/model.safetensors"))
+
+
+@pytest.mark.timeout(900)
+def test_a_decoder_is_compared_from_one_start_on_both_sides(eyas_data: Path, tmp_path: Path) -> None:
+    found = smoke("versus_st", "--student", "decoder", "--work", str(tmp_path))
+    assert set(found["points"]) == {"0.5", "1", "static", "untrained"}
+    assert found["points_ahead_same_start"] == pytest.approx(found["points"]["1"] - found["points"]["static"])
+    assert "points_ahead" not in found
+    assert list((tmp_path / "versus-smoke_decoder").glob("peer-*/static-s0/model/model.safetensors"))
+    # Three steps leave a student where it began, and both began at one place.
+    assert found["points"]["static"] == pytest.approx(found["points"]["untrained"], abs=3)
+    assert found["points"]["1"] == pytest.approx(found["points"]["untrained"], abs=3)

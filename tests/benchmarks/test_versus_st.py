@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.versus_seeds import UNIT, of_seed, together
+from benchmarks.versus_st import beyond, spread
 from eval.study import Trial, study
 
 ITEMS = 300
@@ -54,3 +55,14 @@ def test_seeds_joined_are_a_study_of_all(seeds: int) -> None:
     assert found["time_to_same"] == 0.5
     assert found["seeds"] == list(range(seeds))
     assert "teacher" not in found["seconds"]
+
+
+def test_a_rate_outside_is_tried_while_the_best_lies_at_the_edge() -> None:
+    assert beyond([1e-3, 3e-3], [1e-3, 3e-3]) == pytest.approx(9e-3)
+    assert beyond([1e-4, 1e-3, 3e-3], [1e-4, 1e-3]) == pytest.approx(1e-4 / 3)
+    assert beyond([1e-4, 1e-3, 3e-3], [1e-3]) is None
+
+
+def test_a_part_is_taken_from_everywhere() -> None:
+    assert spread(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert spread(3, 5).tolist() == [0, 1, 2]

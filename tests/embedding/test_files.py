@@ -16,6 +16,7 @@ from embedding.files import (
     in_bytes,
     new_folder,
     read_json,
+    read_log,
     read_manifest,
     write_json,
     write_manifest,
@@ -114,6 +115,15 @@ def test_manifests_and_what_differs(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         read_manifest(tmp_path)
+
+
+def test_a_log_is_read_by_step_without_the_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 2, "loss": 1.0}\n{"step": 1, "loss": 2.0}\n{"step": 3, "lo')
+    assert read_log(log) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    log.write_text('{"step": 1}\n{"step"\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
+        read_log(log)
 
 
 def test_content_keys_do_not_confuse_splits() -> None:
