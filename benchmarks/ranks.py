@@ -200,10 +200,7 @@ def _sgd(
     optimizer = torch.optim.SGD([{"params": list(wrapped.parameters()), "base_lr": 0.05}], lr=0.05)
     state = train_state(accelerator, wrapped, student, optimizer, plan, KEPT)
     lines = [train_step(state, prepare_work(plan.sampler, inputs.vectors, step)) for step in range(steps)]
-    return {
-        "loss": [line["loss"] for line in lines],
-        "norm": [line["grad_norm"] for line in lines],
-    }
+    return {"loss": [line["loss"] for line in lines], "norm": [line["grad_norm"] for line in lines]}
 
 
 def _bytes_share(

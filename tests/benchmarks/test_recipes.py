@@ -156,6 +156,5 @@ def test_a_decoder_is_compared_from_one_start_on_both_sides(eyas_data: Path, tmp
     assert found["points_ahead_same_start"] == pytest.approx(found["points"]["1"] - found["points"]["static"])
     assert "points_ahead" not in found
     assert list((tmp_path / "versus-smoke_decoder").glob("peer-*/static-s0/model/model.safetensors"))
-    # Three steps leave a student where it began, and both began at one place.
+    # The other side's three steps leave it where it began, which is what the product's closed form gives.
     assert found["points"]["static"] == pytest.approx(found["points"]["untrained"], abs=3)
-    assert found["points"]["1"] == pytest.approx(found["points"]["untrained"], abs=3)
