@@ -21,6 +21,7 @@ HELPERS = {
     "eval_sets",
     "mine_sides",
     "st_distill",
+    "versus_peer",
     "versus_seeds",
 }
 

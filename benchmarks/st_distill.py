@@ -26,6 +26,8 @@ from embedding.files import read_json, write_json
 BATCHES = (8, 16, 32, 64, 128)
 """Tried for the teacher's pass, on some TRIED texts from everywhere that have been encoded once before."""
 TRIED = 1_024
+TOKEN_EMBEDDINGS = r"embed_tokens\.weight$"
+"""A pattern for the parameter's name, in a decoder."""
 WARM = 0.1
 """Share of the steps that does not count for the pace."""
 
@@ -43,6 +45,8 @@ class Settings:
     vectors: str = ""
     steps: int = 0
     learning_rate: float = 0.0
+    embedding_rate: float | None = None
+    """Of the token embeddings; None: as all others."""
     batch_size: int = 0
     warmup: float = 0.05
     seed: int = 0
@@ -95,6 +99,7 @@ def train(given: Settings) -> dict[str, Any]:
         max_steps=given.steps,
         per_device_train_batch_size=given.batch_size,
         learning_rate=given.learning_rate,
+        learning_rate_mapping={} if given.embedding_rate is None else {TOKEN_EMBEDDINGS: given.embedding_rate},
         warmup_steps=given.warmup,
         lr_scheduler_type="cosine",
         save_strategy="no",

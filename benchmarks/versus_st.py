@@ -12,12 +12,13 @@ into the token embeddings; the other side trains the same layers, copied, on the
 from what the training gives, the other side trains the folded student too, at the setting found for the copied one, the
 seconds of the fold counted on it as well. A decoder is built from nothing by `configs/experiments/decoder.yaml`: there
 both sides begin with the product's closed form (`train.static_start`), fitted to each side's own vectors, and there is
-no other start.
+no other start. That recipe also contrasts the pairs (InfoNCE, weight 0.2), which the other side's loss cannot.
 
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
 measured in turns. Learning rate and batch size are searched on both sides over the same grid, with the same minutes
 each, by the cosine to the teacher on held-out text; what was found is printed. While a side is best at the largest or
-smallest rate tried, the next one is tried on both. The scores are those of one suite:
+smallest rate tried, the next one is tried on both; the other side's best is tried with the product's rate for the token
+embeddings too, where it begins with the closed form. The scores are those of one suite:
 English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one
 seed, and without the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text,
 three seeds: seven hours, or a seed at a time: `--seeds 1 --add` searches again and joins what it finds to the runs of
@@ -30,18 +31,16 @@ with the 95 % interval of chance in the items and the seeds (`eval.study`; with 
 the first of its starts.
 """
 
-import time
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
-from benchmarks.common import arguments, machine, report, saved_path, say
+from benchmarks.common import arguments, report, saved_path, say
 from benchmarks.outcomes import ran, saved_runs
 from benchmarks.pairs import TEACHER
 from benchmarks.recipes import (
@@ -54,23 +53,18 @@ from benchmarks.recipes import (
     recipe_options,
     steps_logged,
 )
-from benchmarks.st_distill import Settings
+from benchmarks.versus_peer import Peer, Setting
 from benchmarks.versus_seeds import of_seed, together
-from data_prep.tables import Texts
 from embedding.config import load_config
 from embedding.embedder import Embedder
-from embedding.files import fingerprint, new_folder, read_json, sha256_file, write_json, write_text
+from embedding.files import fingerprint, read_json, sha256_file, write_text
 from embedding.layout import resolve_model
 from eval.compare import as_card
 from eval.scorecard import Scorecard
 from eval.study import Trial
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
-from train.fold import FOLD_TEXTS, covering, fold
 from train.recipe import Recipe
-from train.start import STATIC_TEXTS
-from train.static_start import static_start
-from train.student import build_student
 
 SEARCH_TEXTS = 1_000
 """Held-out texts that a setting is chosen by."""
@@ -82,100 +76,11 @@ RECIPES = {"pruned": "versus", "decoder": "decoder"}
 """Of each student, in `configs/experiments`."""
 
 
-class Setting(NamedTuple):
-    """What is searched."""
-
-    learning_rate: float
-    batch_size: int
-
-    def words(self) -> tuple[str, ...]:
-        """For `eyas run`."""
-        return f"stages.0.learning_rate={self.learning_rate}", f"stages.0.batch_size={self.batch_size}"
-
-
 def saved_as(name: str, given: Namespace) -> str:
     """What the results and the folder of a student are called."""
     if given.student != "pruned":
         return f"{name}_{given.student}"
     return name if given.layers == LAYERS else f"{name}_layers_{given.layers}"
-
-
-class Peer:
-    """Runs of sentence-transformers in processes of their own; what is finished is not done again."""
-
-    def __init__(self, experiment: Experiment, recipe: Recipe, data: Path) -> None:
-        self._experiment, self._recipe = experiment, recipe
-        same = recipe.model_dump(mode="json", exclude={"output", "cache"})
-        # A folder for each recipe and data: what was made of others is not taken.
-        self.folder = experiment.work / f"peer-{fingerprint([same, data.name])[:8]}"
-        self._texts = self.folder / "texts.json"
-        if not self._texts.is_file():
-            texts = Texts.load(data / "texts")
-            write_json(self._texts, list(dict.fromkeys(texts.text(row) for row in range(len(texts)))))
-
-    def start(self, name: str) -> Path:
-        """The untrained student: its layers `copied`, or `folded`, or built and `static`; the seconds of the last two
-        lie beside its weights."""
-        path = self.folder / "starts" / f"{name}-{machine()['commit']}"
-        if not path.is_dir():
-            student = build_student(self._recipe.student, Embedder.from_pretrained(TEACHER), self._recipe.seed)
-            texts = np.array(read_json(self._texts), dtype=object)
-            # Neither side's time holds the tokenizing here.
-            if name == "folded":
-                first = spread(len(texts), FOLD_TEXTS)
-                rows = self._rows(student.embedder, texts[first])
-                others = self._rows(student.embedder, np.delete(texts, first))
-            elif name == "static":
-                first = spread(len(texts), STATIC_TEXTS)
-                rows = self._rows(student.embedder, texts[first])
-                vectors_ND = np.load(self.folder / "vectors" / "vectors.npy")[first]
-            begin = time.perf_counter()
-            if name == "folded":
-                cut = [student.embedder.cut(row) for row in rows]
-                fold(student.embedder, student.lower[0], covering(cut, others, student.embedder.specials))
-            elif name == "static":
-                static_start(student.embedder, [student.embedder.cut(row) for row in rows], vectors_ND)
-            seconds = time.perf_counter() - begin
-            with new_folder(path) as folder:
-                student.embedder.save_pretrained(folder)
-                write_json(folder / "seconds.json", seconds)
-        return path
-
-    @staticmethod
-    def _rows(embedder: Embedder, texts: np.ndarray) -> list[np.ndarray]:
-        return embedder.tokenize(texts.tolist(), [""] * len(texts))
-
-    def vectors(self) -> dict[str, Any]:
-        """The seconds of the teacher's pass, and the batch size it took."""
-        tokens = self._recipe.stages[0].max_tokens
-        return self._result("vectors", "vectors", Settings(str(resolve_model(TEACHER)), str(self._texts), "", tokens))
-
-    def train(self, name: str, setting: Setting, steps: int, seed: int, start: str) -> dict[str, Any]:
-        """A training from one of the starts; its `seconds`, `seconds_per_step` and `overhead`."""
-        stage = self._recipe.stages[0]
-        settings = Settings(
-            model=str(self.start(start)),
-            texts=str(self._texts),
-            out="",
-            max_tokens=stage.max_tokens,
-            vectors=str(self.folder / "vectors" / "vectors.npy"),
-            steps=steps,
-            learning_rate=setting.learning_rate,
-            batch_size=setting.batch_size,
-            warmup=stage.warmup,
-            seed=seed,
-            final_tokens=self._recipe.student.max_tokens,
-        )
-        return self._result(name, "train", settings)
-
-    def _result(self, name: str, what: str, settings: Settings) -> dict[str, Any]:
-        made_from = settings.__dict__ | {"out": str(self.folder / name)}
-        out, path = self.folder / name, self.folder / f"{name}.json"
-        if not (out / "result.json").is_file() or not path.is_file() or read_json(path) != made_from:
-            (out / "result.json").unlink(missing_ok=True)
-            write_json(path, made_from)
-            self._experiment.process(["benchmarks.st_distill", what, str(path)], f"peer-{name}")
-        return dict(read_json(out / "result.json"))
 
 
 class HeldOut:
@@ -193,11 +98,6 @@ class HeldOut:
     def cosine(self, model: Path) -> float:
         """The mean cosine of a model's vectors to the teacher's."""
         return float((self._encode(model) * self._vectors_ND).sum(axis=1).mean())
-
-
-def spread(count: int, wanted: int) -> np.ndarray:
-    """Positions of about so many of a list's items, from everywhere."""
-    return np.arange(0, count, max(1, count // wanted))
 
 
 def beyond(tried: Collection[float], chosen: Collection[float]) -> float | None:
@@ -278,6 +178,14 @@ class Versus:
         ours, theirs = {}, {}
         our_lines: dict[int, list[dict[str, float]]] = {size: [] for size in self.paces}
         their_steps: dict[int, list[float]] = {size: [] for size in self.paces}
+
+        def try_peer(at: int, setting: Setting) -> None:
+            pace = self.peer_paces[setting.batch_size]
+            steps = self.their_steps(setting, seconds + pace["overhead"])
+            trained = self.peer.train(f"search-{at}", setting, steps, 0, self.starts[0])
+            theirs[setting] = heldout.cosine(self.peer.folder / f"search-{at}" / "model")
+            their_steps[setting.batch_size].append(trained["seconds_per_step"])
+
         settings = list(self.grid)
         for at, setting in enumerate(settings):  # which grows
             size = setting.batch_size
@@ -285,15 +193,17 @@ class Versus:
             run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
             ours[setting] = heldout.cosine(run / "model")
             our_lines[size] += later(steps_logged(run))
-            steps_of_peer = self.their_steps(setting, seconds + self.peer_paces[size]["overhead"])
-            trained = self.peer.train(f"search-{at}", setting, steps_of_peer, 0, self.starts[0])
-            theirs[setting] = heldout.cosine(self.peer.folder / f"search-{at}" / "model")
-            their_steps[size].append(trained["seconds_per_step"])
+            try_peer(at, setting)
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
             if at + 1 == len(settings) and not self.smoke:
                 rates = {each.learning_rate for each in settings}
                 further = beyond(rates, {best(found).learning_rate for found in (ours, theirs)})
                 settings += [Setting(further, each) for each in self.paces] if further else []
+        if self.starts[0] == "static":  # its token vectors have elements about 1: the product has a rate of their own
+            rate = self.recipe.stages[0].embedding_learning_rate
+            setting = best(theirs)._replace(embedding_rate=rate)
+            try_peer(len(settings), setting)
+            say(f"{setting}: the peer {theirs[setting]:.4f}")
         for size in self.paces:
             self.paces[size] = replace(self.paces[size], seconds_per_token=per_token(our_lines[size]))
             self.peer_paces[size] |= {"seconds_per_step": fmean(their_steps[size])}

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.versus_peer import spread
 from benchmarks.versus_seeds import UNIT, of_seed, together
-from benchmarks.versus_st import beyond, spread
+from benchmarks.versus_st import beyond
 from eval.study import Trial, study
 
 ITEMS = 300
