@@ -23,6 +23,7 @@ from data_prep.filters import FilterConfig
 from data_prep.near_duplicates import BANDS, NUMBER, candidates, representatives, similarities
 from data_prep.rows import Numbered, Row
 from data_prep.tables import EXAMPLES, TEXTS, Ragged, pieces, write_table
+from embedding.mix import GAMMA, mix
 
 BATCH_ROWS = 1 << 24
 """Examples in a batch of the table that is written."""
@@ -146,8 +147,8 @@ class Selection:
         self.positives = Ragged.of(self.first_T[positive_T], positive_counts)
         self.negatives = Ragged.of(self.first_T[~asked_T & ~positive_T], counts - positive_counts - 1)
         scores = np.asarray(assembly.scores, dtype=np.float32).view(np.uint32).astype(np.int64)
-        sides = (_sum_of_hashes(self.positives, 1), _sum_of_hashes(self.negatives, 2), _mix(scores, 3))
-        self._drop_repeats(_mix(self.queries_M, 0) + sum(sides[1:], sides[0]), DUPLICATE)
+        sides = (_sum_of_hashes(self.positives, 1), _sum_of_hashes(self.negatives, 2), _salted(scores, 3))
+        self._drop_repeats(_salted(self.queries_M, 0) + sum(sides[1:], sides[0]), DUPLICATE)
 
     def _drop_repeats(self, hash_M: np.ndarray, fate: int, among_M: np.ndarray | bool = True) -> None:
         """Of kept examples with one hash, `among_M` (bool [M]) alone, all but the first go. Two of M examples share a
@@ -183,7 +184,7 @@ class Selection:
         near_T = np.arange(len(self.first_T))
         near_T[distinct] = distinct[representatives(len(distinct), close)]
         positives = Ragged(self.positives.offsets, near_T[self.positives.values])
-        hash_M = _mix(near_T[self.queries_M], 0) + _sum_of_hashes(positives, 1)
+        hash_M = _salted(near_T[self.queries_M], 0) + _sum_of_hashes(positives, 1)
         self._drop_repeats(hash_M, NEAR_DUPLICATE, compared_M)
         ungrouped = np.asarray(self.assembly.groups) < 0
         self.near_digests_T = self.digests_T[near_T[self.first_T]]
@@ -336,15 +337,12 @@ def _first_of_equal(keys_T2: np.ndarray) -> np.ndarray:
     return first_T
 
 
-def _mix(values: np.ndarray, salt: int) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea and Flood 2014) of each value: uint64."""
-    mixed = values.astype(np.uint64) + np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+def _salted(values: np.ndarray, salt: int) -> np.ndarray:
+    """A hash of each value, another for each salt: uint64."""
+    return mix(values.astype(np.uint64) + np.uint64((salt + 1) * GAMMA % 2**64))
 
 
 def _sum_of_hashes(side: Ragged, salt: int) -> np.ndarray:
     """A hash of each row's values whatever their order: uint64 [rows]."""
-    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mix(side.values, salt), dtype=np.uint64)])
+    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_salted(side.values, salt), dtype=np.uint64)])
     return np.asarray(total[side.offsets[1:]] - total[side.offsets[:-1]])

@@ -30,7 +30,7 @@ from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, n
 from embedding.config import Config
 from embedding.files import made_before, new_folder, sha256_file, write_manifest
 
-FORMAT = 8
+FORMAT = 9
 """Raised when the same sources would give other tables; part of the fingerprint."""
 SHORT = "short texts that equal an evaluation text"
 """Fact of a source: how many of its texts stay for being short (`DecontaminationConfig.least_chars`)."""
@@ -112,6 +112,7 @@ def prepare(
     progress: bool = True,
     evaluation: EvaluationTexts | None = None,
     workers: Workers = examined,
+    made_from: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `out/{texts,examples,heldout}`, what became of every row, and a manifest, whole or not at all; return the
     summary.
@@ -121,11 +122,12 @@ def prepare(
     Args:
         evaluation: the texts of the evaluation suites, which must not be trained on.
         workers: examines the rows, in their order: processes of this machine, or of a cluster that sees `out`.
+        made_from: their `data_fingerprint`, where it has been taken already: all files are read for it.
 
     Raises:
         ValueError: a bad source or bad rows (see `read_rows`), or nothing left to train on.
     """
-    made_from = data_fingerprint(config, evaluation)
+    made_from = made_from or data_fingerprint(config, evaluation)
     if manifest := made_before(out, made_from):
         return dict(manifest["summary"])
     with new_folder(out, made_from) as folder:

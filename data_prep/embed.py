@@ -25,8 +25,9 @@ from data_prep.tables import Texts
 from data_prep.teacher import AnyTeacher, Imported, Teacher, TeacherConfig, load_teacher, vector_keys
 from data_prep.units import Rota, Share, cut_units, text_bytes
 from data_prep.vectors import VectorStore, first_rows
-from embedding.embedder import TOKEN_BUDGET, Embedder
+from embedding.embedder import Embedder
 from embedding.files import fingerprint, read_manifest
+from embedding.tokens import token_budget_of
 
 SHARD_TEXTS = 2_048
 """Vectors in a shard, at most: what a kill can lose."""
@@ -240,7 +241,7 @@ class Pass:
         budget = None
         if isinstance(self.teacher, Embedder):
             budget = self.config.token_budget if isinstance(self.config, TeacherConfig) else None
-            size = PART_CHUNKS * (budget or TOKEN_BUDGET.get(self.teacher.device.type, 16_384))
+            size = PART_CHUNKS * (budget or token_budget_of(self.teacher.device))
             parts = list(runs(unit.lengths[shard], SHARD_TEXTS, size))
         ids, rows, lengths = unit.ids[shard], unit.rows[shard], unit.lengths[shard]
         taken, found = [], []

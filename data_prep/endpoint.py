@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -43,10 +43,6 @@ class EndpointConfig(ServerConfig):
     batch_bytes: int = Field(default=262_144, ge=1)
     """A request's texts, at most; a longer text goes alone."""
     store: StoreConfig = StoreConfig()
-
-    def whole(self) -> Self:
-        """The same teacher without our own cut."""
-        return self.model_copy(update={"max_bytes": None})
 
 
 class TextsRefused(ValueError):

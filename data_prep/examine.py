@@ -6,7 +6,6 @@ little, in worker processes from there on.
 """
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +23,7 @@ from data_prep.near_duplicates import band_hashes
 from data_prep.rows import Numbered, Row
 from embedding.files import content_key
 from embedding.instruction import Role
+from embedding.machine import cores
 
 T = TypeVar("T")
 
@@ -181,18 +181,15 @@ def _without(
     return kept, np.array(stays, dtype=bool)
 
 
-def examined(stream: Iterable[Batch], shared: Shared, workers: int | None = None) -> Iterator[Examined]:
-    """`examine` over a stream, in its order.
-
-    Args:
-        workers: processes; None: one a core, 1: this one alone.
+def examined(stream: Iterable[Batch], shared: Shared) -> Iterator[Examined]:
+    """`examine` over a stream, in its order, by a process a core once there is more than a little of it.
 
     Raises:
         ValueError: a worker process was killed.
     """
     index = open_index(shared)
     todo = iter(stream)
-    workers = workers or cores()
+    workers = cores()
     for number, batch in enumerate(todo, start=1):
         yield examine(batch, shared, index)
         if number == ALONE_BATCHES and workers > 1:
@@ -229,11 +226,6 @@ def in_order(
 def open_index(shared: Shared) -> EvaluationIndex | None:
     """The index of evaluation texts, where there is one."""
     return None if shared.evaluation is None else EvaluationIndex(shared.evaluation, shared.decontamination)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _STATE: list[tuple[Shared, EvaluationIndex | None]] = []

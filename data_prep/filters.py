@@ -50,11 +50,6 @@ class FilterConfig(Config):
     """Keep only rows in these languages (`en`, `zh`): those that columns or source give, else detected where a text is
     long enough. Empty: all."""
 
-    @property
-    def active(self) -> bool:
-        """Whether anything is to be done."""
-        return self != _NOTHING
-
 
 _NOTHING = FilterConfig()
 
@@ -71,7 +66,7 @@ class Verdict(NamedTuple):
 
 def apply_filters(row: Row, config: FilterConfig, symmetric: bool = False) -> Verdict:
     """Normalise a row's texts and judge it; in a `symmetric` source a text may stand beside itself (graded pairs)."""
-    if not config.active:
+    if config == _NOTHING:
         return Verdict(row)
     if config.unicode != "keep":
         form: Any = config.unicode.upper()

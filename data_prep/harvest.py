@@ -20,6 +20,7 @@ from typing import NamedTuple, Self
 
 from data_prep.clean import digest, order
 from data_prep.docstrings import Docstring, Module
+from embedding.machine import cores
 
 # Tests have few docstrings with a body, and are a quarter of all code.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"})
@@ -84,8 +85,8 @@ def harvest(
     """Distinct pairs from all installed code, or a deterministic sample of it by module.
 
     Modules are read in an order that the seed decides, so a small sample costs a small part of the time. A module
-    belongs to the held-out side when a hash of its name says so; a training pair whose summary or body stands on the
-    held-out side, whatever its case and punctuation, is dropped.
+    belongs to the held-out side when a hash of its name says so, the same for every seed; a training pair whose summary
+    or body stands on the held-out side, whatever its case and punctuation, is dropped.
 
     Args:
         limit: how many training pairs; None for all.
@@ -96,9 +97,10 @@ def harvest(
         report: told now and then how much is done of how much.
     """
     modules = find_modules(package_roots() if roots is None else roots)
-    modules.sort(key=lambda module: order(seed, module.name))
+    modules.sort(key=lambda module: order(2 * seed, module.name))
     border = int(share * 2**64)
-    held = {module.name for module in modules if order(seed + 1, module.name) < border}
+    # An odd number, so that no seed reads these first: a source that holds nothing out would train on them.
+    held = {module.name for module in modules if order(1, module.name) < border}
     counts: Counter[str] = Counter({"modules": len(modules)})
     test: list[Docstring] = []
     train: list[Docstring] = []
@@ -145,8 +147,7 @@ class _Readers:
     """
 
     def __init__(self, workers: int | None) -> None:
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._threads = ThreadPoolExecutor(workers or available or 1, initializer=self._start)
+        self._threads = ThreadPoolExecutor(workers or cores(), initializer=self._start)
         self._mine = threading.local()
         self._processes: list[subprocess.Popen[str]] = []
 

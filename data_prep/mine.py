@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_prep.mined import Statistics
-from data_prep.negatives import Codes, Known, Limits, choose, lowest, parts_of, random_order
-from data_prep.search import Index, Vectors, search_among, unit
+from data_prep.negatives import Codes, Known, Limits, choose, parts_of, random_order
+from data_prep.search import TUNED_WITH, Index, Vectors, search_among, unit
 from data_prep.tables import EXAMPLES, Examples, Ragged, Texts, pieces, write_table
 from embedding.config import Config
 from embedding.files import made_before, new_folder, write_manifest
@@ -165,7 +165,7 @@ class Miner:
     def _score_positives(self) -> None:
         """The lowest score of a query's positives, over all rows that ask the same: the safe one to stay below."""
         positives, query_M = self.examples.positives, self.codes.code_N[self.examples.queries]
-        low_M = np.full(len(self.examples), np.inf, dtype=np.float32)
+        low_C = np.full(len(self.codes.digest_C), np.inf, dtype=np.float32)
         for piece in pieces(len(self.rows), BLOCK_ROWS):
             rows = self.rows[piece]
             taken = positives.take(rows)
@@ -173,8 +173,7 @@ class Miner:
                 owner = rows[taken.owners[part]]
                 asked = unit(self.vectors(self.examples.queries[owner]))
                 scores = np.einsum("ne,ne->n", asked, unit(self.vectors(taken.values[part])))
-                np.minimum.at(low_M, owner, scores)
-        low_C = lowest(low_M[self.rows], query_M[self.rows], len(self.codes.digest_C))
+                np.minimum.at(low_C, query_M[owner], scores)
         self.positive_M[self.rows] = low_C[query_M[self.rows]]
 
     def _pools(self) -> Iterator[Pool]:
@@ -261,7 +260,7 @@ class Miner:
             advance(len(rows))
 
     def _index(self, pool: Pool, asked: np.ndarray) -> Any:
-        step = max(1, len(asked) // 256)
+        step = max(1, len(asked) // TUNED_WITH)
         sample = unit(self.vectors(np.unique(self.examples.queries[asked[::step]])))
         search, facts = search_among(pool.documents, self.vectors, self.config.index, self.device, sample)
         self.statistics.indexed(facts)

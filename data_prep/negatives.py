@@ -3,13 +3,13 @@
 Shapes: N texts, M examples, b rows of a block, k candidates of each, C distinct texts.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from data_prep.clean import digest
 from data_prep.tables import Examples, Ragged, Texts, pieces
+from embedding.mix import mix, mix_int
 
 KEYED_TEXTS = 16_384
 """Texts whose digests are taken at a time."""
@@ -148,19 +148,12 @@ def choose(
 
 def random_order(seed: int, query_b: np.ndarray, document_bk: np.ndarray) -> np.ndarray:
     """Numbers that depend on the seed and the digests of query and document alone: uint64 [b, k]."""
-    return _mix(_mix(query_b + np.uint64(_mix_one(seed)))[:, None] ^ document_bk)
+    return mix(mix(query_b + np.uint64(mix_int(seed)))[:, None] ^ document_bk)
 
 
 def parts_of(seed: int, digests: np.ndarray, parts: int) -> np.ndarray:
     """Which of `parts` random parts each text falls into: int64."""
-    return (_mix(digests ^ np.uint64(_mix_one(~seed))) % np.uint64(parts)).astype(np.int64)
-
-
-def lowest(scores: np.ndarray, groups: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
-    """The lowest score of each group: float32 [count]; infinity for an empty one."""
-    found = np.full(count, np.inf, dtype=np.float32)
-    np.minimum.at(found, groups, scores)
-    return found
+    return (mix(digests ^ np.uint64(mix_int(~seed))) % np.uint64(parts)).astype(np.int64)
 
 
 def _contains(table: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -169,15 +162,3 @@ def _contains(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     place = np.minimum(np.searchsorted(table, values), len(table) - 1)
     found: np.ndarray = table[place] == values
     return found
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014) on uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
-
-
-def _mix_one(number: int) -> int:
-    return int(_mix(np.array([(number + 0x9E3779B97F4A7C15) % 2**64], np.uint64))[0])

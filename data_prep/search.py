@@ -19,8 +19,10 @@ EXACT_DOCUMENTS = 1_000_000
 """Up to so many documents the CPU compares them all. A matrix product does some 20 times as many comparisons a second
 as the walk along inverted lists: at 60,000 documents of width 384, finding 95 % of the hundred nearest with lists took
 three times as long as comparing all."""
-RECALL, RECALL_QUERIES, RECALL_NEAREST = 0.95, 256, 50
+RECALL, RECALL_NEAREST = 0.95, 50
 """An approximate index is tuned until it finds this share of the nearest of a sample of the queries."""
+TUNED_WITH = 256
+"""Queries of that sample."""
 LIST_POINTS = 40
 """Documents that a list's centre is fitted to (FAISS asks for 39 at the least)."""
 GRAPH_LINKS = 32

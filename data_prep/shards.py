@@ -7,15 +7,13 @@ Shapes: N rows, E width of the vectors.
 """
 
 import hashlib
-import os
-import uuid
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
-from embedding.files import sync_folder
+from embedding.files import sync_folder, whole_file
 
 Stored = Literal["float16", "int8"]
 """How the numbers of a vector are stored: 2 bytes each, or 1 byte and a scale for each vector."""
@@ -102,21 +100,15 @@ def write_shard(folder: Path, rows: int, data: pa.Buffer) -> Path:
         OSError: it cannot be written, as on a full disk; nothing is left of it then.
     """
     path = folder / f"{rows}-{digest(data)}{SUFFIX}"
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with whole_file(path) as aside:
+            aside.write_bytes(data)
         sync_folder(folder)
     except OSError as error:
         raise OSError(
             f"{folder}: cannot write {rows} vectors ({data.size / 1e6:.1f} MB): {error.strerror}; what was finished is "
             "kept: mend it and run the same command again"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

@@ -305,6 +305,7 @@ class DocstringsSource(_Source):
     kind: Literal["docstrings"] = "docstrings"
     instruction: str = "Given the first line of a docstring, retrieve the rest of the docstring"
     seed: int = 0
+    """Decides which modules a `limit` takes; what is held out is the same for every seed."""
 
     @property
     def both_sides(self) -> bool:

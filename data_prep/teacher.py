@@ -5,7 +5,7 @@ Shapes: N texts, E width of the teacher.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -51,10 +51,6 @@ class TeacherConfig(Config):
     """Padded tokens a chunk; changes the speed, not the vectors."""
     store: StoreConfig = StoreConfig()
 
-    def whole(self) -> Self:
-        """The same teacher reading texts to its full length."""
-        return self.model_copy(update={"max_tokens": None})
-
 
 class ImportedConfig(Config):
     """Vectors that were computed elsewhere and brought in with `eyas vectors import`; nothing here can compute more."""
@@ -67,10 +63,6 @@ class ImportedConfig(Config):
     """How the texts were prompted."""
     store: StoreConfig = StoreConfig()
 
-    def whole(self) -> Self:
-        """The same."""
-        return self
-
 
 class NoTeacherConfig(Config):
     """No teacher: an existing student goes on learning from labels alone, and is compared with how it began."""
@@ -80,10 +72,6 @@ class NoTeacherConfig(Config):
     revision: None = None
     template: Template = BARE
     store: StoreConfig = StoreConfig()
-
-    def whole(self) -> Self:
-        """The same."""
-        return self
 
 
 def _kind(value: Any) -> str:
@@ -99,6 +87,12 @@ AnyTeacher = Annotated[
     Discriminator(_kind),
 ]
 """A recipe's teacher; `kind` says which, `local` where it is left out."""
+
+
+def uncut(config: AnyTeacher) -> AnyTeacher:
+    """The same teacher reading texts to its full length."""
+    cuts = {"max_tokens", "max_bytes"} & type(config).model_fields.keys()
+    return config.model_copy(update=dict.fromkeys(cuts))
 
 
 class Teacher(Protocol):
@@ -156,8 +150,8 @@ class Imported:
         return {"kind": "imported", "template": self.template.model_dump()}
 
 
-def load_teacher(config: AnyTeacher) -> Teacher:
-    """The teacher that a recipe names, ready to embed.
+def load_teacher(config: AnyTeacher, *, alone: bool = False) -> Teacher:
+    """The teacher that a recipe names, ready to embed. `alone`: no other process of this machine loads it too.
 
     Raises:
         ValueError: no such model, no weights, no pooling given (see `Embedder.from_pretrained`), or a server that does
@@ -165,7 +159,7 @@ def load_teacher(config: AnyTeacher) -> Teacher:
     """
     match config:
         case TeacherConfig():
-            return load_local(config)
+            return load_local(config, alone=alone)
         case EndpointConfig():
             return Endpoint(config)
         case ImportedConfig():
@@ -174,14 +168,14 @@ def load_teacher(config: AnyTeacher) -> Teacher:
             raise ValueError("teacher.kind is none: there is no teacher to embed with")
 
 
-def load_local(config: TeacherConfig) -> Embedder:
+def load_local(config: TeacherConfig, *, alone: bool = False) -> Embedder:
     """The model, on the GPU of this process (`LOCAL_RANK` of a launcher) where there is one.
 
     Raises:
         ValueError: see `Embedder.from_pretrained`; or weights in fewer bits without a GPU.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
-    if config.spread == "layers" and processes > 1:
+    if config.spread == "layers" and processes > 1 and not alone:
         raise ValueError(
             f"teacher.spread layers lays one teacher over all GPUs of a machine, and {processes} processes are started "
             "on it: embed with one (`eyas embed RECIPE`), then train with several"

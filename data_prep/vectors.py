@@ -36,6 +36,11 @@ ABANDONED_SECONDS = 3_600.0
 """A file that a writer had aside for so long belongs to nobody: writing a shard takes seconds."""
 
 
+def shard_files(store: Path) -> list[Path]:
+    """The finished shards of a store, by name."""
+    return sorted((store / SHARDS).glob(f"[!.]*{SUFFIX}"))
+
+
 class VectorStore:
     """Vectors by content key. Positions are rows of this opened store: they change when it is opened again."""
 
@@ -115,7 +120,7 @@ class VectorStore:
         """Take in the shards that other writers have finished since; returns how many. Their bytes are not checked
         again before the store is opened the next time."""
         before = len(self._shards)
-        for path in self._files():
+        for path in shard_files(self.folder):
             if path.name not in self._names:
                 self._take(path, check=False)
         return len(self._shards) - before
@@ -180,14 +185,11 @@ class VectorStore:
 
     # ---------------------------------------------------------------------------------------------------- the shards
 
-    def _files(self) -> list[Path]:
-        return sorted((self.folder / SHARDS).glob(f"[!.]*{SUFFIX}"))
-
     def _load(self, verify: bool) -> None:
         record = self.folder / CHECKED
         before = dict(read_json(record)) if record.is_file() else {}
         now: dict[str, list[int]] = {}
-        for path in self._files():
+        for path in shard_files(self.folder):
             try:
                 found = stamp(path)
             except FileNotFoundError:

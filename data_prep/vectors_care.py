@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from data_prep.reduce import FILE, Reduction
 from data_prep.shards import SUFFIX, intact, rows_of
-from data_prep.vectors import CHECKED, DAMAGED, SHARDS, VectorStore
+from data_prep.vectors import CHECKED, DAMAGED, SHARDS, VectorStore, shard_files
 from embedding.files import read_manifest
 
 
@@ -70,7 +70,7 @@ def _is_store(folder: Path) -> bool:
 
 def rows_stored(folder: Path) -> int:
     """Rows in the shards of a store, as their names say; 0 where there is none."""
-    return sum(rows_of(path) for path in (folder / SHARDS).glob(f"[!.]*{SUFFIX}"))
+    return sum(rows_of(path) for path in shard_files(folder))
 
 
 def describe(folder: Path) -> StoreInfo:
@@ -80,7 +80,7 @@ def describe(folder: Path) -> StoreInfo:
         ValueError: there is no store.
     """
     store = VectorStore.existing(folder, verify=False)
-    files = list((folder / SHARDS).glob(f"[!.]*{SUFFIX}"))
+    files = shard_files(folder)
     return StoreInfo(
         folder=folder,
         identity=store.identity,
@@ -103,7 +103,7 @@ def verify(folder: Path) -> Verified:
     """
     if not _is_store(folder):
         raise ValueError(f"{folder}: no store of vectors")
-    files = sorted((folder / SHARDS).glob(f"[!.]*{SUFFIX}"))
+    files = shard_files(folder)
     damaged = [path for path in files if not intact(path)]
     return Verified(len(files), damaged, sum(rows_of(path) for path in damaged))
 

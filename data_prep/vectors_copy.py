@@ -3,9 +3,7 @@
 Shards are named by their checksum, so only those that the other side lacks are sent, and each is checked on arrival.
 """
 
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +12,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from data_prep.reduce import FILE
 from data_prep.shards import SUFFIX, intact, rows_of
-from data_prep.vectors import SHARDS, VectorStore
-from embedding.files import MANIFEST, differences, read_json, read_manifest, sha256_file, sync_folder
+from data_prep.vectors import SHARDS, VectorStore, shard_files
+from embedding.files import MANIFEST, differences, read_json, read_manifest, sha256_file, sync_folder, whole_file
 from embedding.hub import HUB_ERRORS
 
 HUB = "hf://"
@@ -86,13 +84,13 @@ def pull(place: str, stores: Path) -> Copied:
         _same_store(str(target), manifest, read_manifest(target))
         if (target / FILE).is_file() and FILE in api.list_repo_files(repository, repo_type="dataset"):
             _same_reduction(str(target), target, _file_of_hub(api, repository, FILE))
-        before = {path.name for path in (target / SHARDS).glob(f"*{SUFFIX}")}
+        before = {path.name for path in shard_files(target)}
         api.snapshot_download(repository, repo_type="dataset", local_dir=target, allow_patterns=KEPT)
     except HUB_ERRORS as error:
         raise _hub_error(place, error) from None
     shutil.rmtree(target / ".cache", ignore_errors=True)
     store = VectorStore.existing(target)
-    new = [path for path in (target / SHARDS).glob(f"[!.]*{SUFFIX}") if path.name not in before]
+    new = [path for path in shard_files(target) if path.name not in before]
     return Copied(str(target), len(new), sum(map(rows_of, new)), len(before), store.set_aside)
 
 
@@ -112,11 +110,13 @@ def copy_store(source: Path, target: Path) -> Copied:
     (target / SHARDS).mkdir(parents=True, exist_ok=True)
     for name in (FILE, MANIFEST):
         if (source / name).is_file() and not (target / name).is_file():
-            _copy(source / name, target / name)
+            with whole_file(target / name) as aside:
+                shutil.copyfile(source / name, aside)
     sound, damaged = _sound(source)
     new = [path for path in sound if not (target / SHARDS / path.name).is_file()]
     for path in new:
-        _copy(path, target / SHARDS / path.name)
+        with whole_file(target / SHARDS / path.name) as aside:
+            shutil.copyfile(path, aside)
     sync_folder(target / SHARDS)
     return Copied(str(target), len(new), sum(map(rows_of, new)), len(sound) - len(new), damaged)
 
@@ -152,20 +152,9 @@ def _file_of_hub(api: HfApi, repository: str, name: str) -> Path:
 
 def _sound(store: Path) -> tuple[list[Path], list[str]]:
     """(sound shards, names of damaged ones)."""
-    files = sorted((store / SHARDS).glob(f"[!.]*{SUFFIX}"))
+    files = shard_files(store)
     damaged = {path.name for path in files if not intact(path)}
     return [path for path in files if path.name not in damaged], sorted(damaged)
-
-
-def _copy(source: Path, target: Path) -> None:
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        shutil.copyfile(source, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _hub_error(place: str, error: Exception) -> Exception:

@@ -29,7 +29,7 @@ from data_prep.clean import digest, normal_form
 from data_prep.documents import HTML, MARKDOWN, OTHER_KIND, PLAIN, passages, read_document, words_in
 from data_prep.embed import embed_texts
 from data_prep.rows import Row, Tally, printable
-from data_prep.search import search_among, unit
+from data_prep.search import TUNED_WITH, search_among, unit
 from data_prep.server import Refused
 from data_prep.sources import ColumnSource, DocumentsSource, numbered_rows
 from data_prep.tables import Examples, Texts, pieces
@@ -47,7 +47,6 @@ COPIED_WORDS = 8
 """A query of so many words or more (`words_in`) that stands in its document word for word asks nothing."""
 SEARCHED = 1_024
 """Queries searched for at a time."""
-TUNED_WITH = 256
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):]|[Qq]\d{0,2}[.:])\s+")
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)|\A(?:(?!<think>).)*?</think>", re.DOTALL)
 """Some templates open the thought in the prompt: then the answer begins within it."""

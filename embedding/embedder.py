@@ -5,6 +5,7 @@ Shapes: N texts, L tokens of the longest, D width of the vectors.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -22,20 +23,20 @@ from transformers.utils import logging
 from embedding.attention import computing_dtype, kernel_runs, packed_mode
 from embedding.dense import Dense, load_dense
 from embedding.instruction import BARE, Role, Template
-from embedding.layout import (
-    Layout,
-    read_layout,
-    require_weights,
-    resolve_model,
-    tell_older_readers,
-    write_layout,
-)
+from embedding.layout import Layout, read_layout, require_weights, resolve_model, tell_older_readers, write_layout
 from embedding.packing import comes_out_alike, fixed_rotary
 from embedding.pooling import EMPTY, Pooling, normalize, pool, pool_packed
-from embedding.tokens import cut, lower_case, pack, pad, plan_chunks, save_tokenizer, specials, tokenize
-
-# Padded tokens a chunk when nobody measured: about what keeps a device busy without leaving its caches.
-TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
+from embedding.tokens import (
+    cut,
+    lower_case,
+    pack,
+    pad,
+    plan_chunks,
+    save_tokenizer,
+    specials,
+    token_budget_of,
+    tokenize,
+)
 
 
 class Embedder(nn.Module):
@@ -59,9 +60,7 @@ class Embedder(nn.Module):
         self.backbone = backbone
         self.backbone.config.use_cache = False
         if getattr(backbone, "pooler", None) is not None:
-            backbone.register_module(
-                "pooler", None
-            )  # BERT's own pooling head: never used, and it would get no gradient
+            backbone.register_module("pooler", None)  # BERT's own head: never used, and it would get no gradient
         self.dense = nn.ModuleList(dense)
         self.tokenizer = tokenizer
         self.pooling: Pooling = pooling
@@ -71,6 +70,8 @@ class Embedder(nn.Module):
         self.normalize = normalize
         self.specials = specials(tokenizer)
         self._alike: dict[tuple[str, torch.dtype], bool] = {}
+        self.computes_in: torch.dtype | None = None
+        """What `encode` computes in under autocast; None: the type of the weights."""
 
     @property
     def heads(self) -> list[Dense]:
@@ -160,7 +161,7 @@ class Embedder(nn.Module):
             return False
         key = self.device.type, dtype
         if key not in self._alike:
-            self._alike[key] = comes_out_alike(self, dtype)
+            self._alike[key] = comes_out_alike(self.backbone, self.padded, self.packed, dtype)
         return self._alike[key]
 
     def padded(self, rows: Sequence[np.ndarray]) -> Tensor:
@@ -251,15 +252,20 @@ class Embedder(nn.Module):
         lengths_N = np.array([len(row) for row in rows], dtype=np.int64)
         training = self.training
         self.eval()
-        budget = token_budget or TOKEN_BUDGET.get(self.device.type, 16_384)
-        chunks = plan_chunks(lengths_N, budget, packed=self.packs)
+        budget = token_budget or token_budget_of(self.device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._computing():
+                chunks = plan_chunks(lengths_N, budget, packed=self.packs)
                 for chunk in track(chunks, "encoding", disable=not progress, transient=True):
                     vectors_ND[chunk] = self.embed_rows([rows[i] for i in chunk]).float().cpu().numpy()
         finally:
             self.train(training)
         return vectors_ND
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        if self.computes_in is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.computes_in)
 
     def identity(self) -> dict[str, Any]:
         """Every fact that determines a vector, as JSON values, for fingerprints."""
@@ -271,7 +277,7 @@ class Embedder(nn.Module):
             "dense": [asdict(dense.spec("")) for dense in self.heads],
             "template": self.template.model_dump(),
             "max_tokens": self.max_tokens,
-            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "dtype": str(self.computes_in or self.backbone.dtype).removeprefix("torch."),
         }
 
     def _weights_digest(self) -> str:

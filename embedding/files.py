@@ -56,16 +56,23 @@ def expanded(path: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write `text` aside, fsync, and rename onto `path`: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write aside; when the block ends it is fsynced and renamed onto `path`, and gone where the block fails.
+    Durable once its folder is synced too (`sync_folder`)."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield aside
+        with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from embedding.files import read_json, write_json
 
+TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
+
 PROBE = "An eyas is a young hawk."
 CHUNK_COST = 48
 """What one more padded chunk costs, in tokens: all-MiniLM-L6-v2 on two cores is about equally fast from 32 to 64."""
@@ -124,6 +126,12 @@ def cut(ids: np.ndarray, max_tokens: int, suffix: int) -> np.ndarray:
     if max_tokens <= suffix:
         raise ValueError(f"max_tokens {max_tokens}: expected more than the {suffix} special tokens at a text's end")
     return np.concatenate([ids[: max_tokens - suffix], ids[len(ids) - suffix :]])
+
+
+def token_budget_of(device: torch.device) -> int:
+    """Tokens a chunk, padding included, where nobody measured: about what keeps a device busy without leaving its
+    caches."""
+    return TOKEN_BUDGET.get(device.type, 16_384)
 
 
 def plan_chunks(

@@ -15,12 +15,12 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from mteb.types import PromptType
 
 from embedding.instruction import Role, Template
+from eval.kinds import SEARCHED
 from eval.suite import SuiteTask
 from eval.views import Change, View
 
 STREAMED_CORPUS = 200_000
 """Documents of a larger corpus are encoded chunk by chunk as mteb asks for them, and not kept: memory stays bounded."""
-SEARCHED = ("retrieval", "reranking", "instruction_reranking")
 
 
 class TextEncoder(Protocol):

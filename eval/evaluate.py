@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from embedding.instruction import Role
-from eval.kinds import Kind
+from eval.kinds import SEARCHED, Kind
 from eval.preserve import evaluation_mode, preserved_random_state, quiet
 from eval.ranks import ALONE, Ranks
 from eval.suite import SKIPPED, Suite, SuiteTask, reason
@@ -84,6 +84,7 @@ def encode(model: TextEncoder, suite: Suite, ranks: Ranks = ALONE) -> Encoded:
         positions = _distinct(requests, prompts)
         pairs, mine = list(positions), list(range(len(positions)))
         if ranks.size > 1:
+            _require_alike(ranks, suite, pairs)
             mine = list(ranks.mine(sorted(mine, key=lambda at: sum(map(len, pairs[at])))))
         ids = _tokens(model, suite, [pairs[at] for at in mine])
         seconds["tokenize"], clock = _lap(clock)
@@ -99,6 +100,18 @@ def encode(model: TextEncoder, suite: Suite, ranks: Ranks = ALONE) -> Encoded:
         seconds["encode"], clock = _lap(clock)
     table = VectorTable(positions, np.asarray(vectors, dtype=np.float32))
     return Encoded(model, suite, table, prompts, failed, items, tokens, seconds)
+
+
+def _require_alike(ranks: Ranks, suite: Suite, pairs: Sequence[Any]) -> None:
+    """Each rank loads the suite itself, and one may not get all of it: a hub that refuses, a node without a network."""
+    found = ranks.gather((len(pairs), dict(suite.failed)))
+    for number, (texts, failed) in enumerate(found):
+        if (texts, failed.keys()) != (found[0][0], found[0][1].keys()):
+            why = "; ".join(f"{task}: {said}" for task, said in failed.items()) or "no task failed there"
+            raise ValueError(
+                f"the suite of rank {number} has {texts} texts, that of rank 0 {found[0][0]} ({why}); let all ranks "
+                "see the same data: suite.mirror, or one cache for all machines"
+            )
 
 
 def score(encoded: Encoded, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:
@@ -223,7 +236,6 @@ def _tokens(model: TextEncoder, suite: Suite, pairs: list[tuple[str, str]]) -> l
 
 def _score(encoded: Encoded, entry: SuiteTask, view: View) -> dict[str, Any]:
     """Run mteb's task and take its main score, averaged over splits and subsets as mteb's results do."""
-    from eval.encoder import SEARCHED
     from eval.outcomes import note_queries, read_outcomes
 
     stored = encoded.stored(entry, view)

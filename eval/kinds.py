@@ -14,6 +14,8 @@ Kind = Literal[
     "bitext",
 ]
 KIND_NAMES: tuple[Kind, ...] = get_args(Kind)
+SEARCHED: tuple[Kind, ...] = ("retrieval", "reranking", "instruction_reranking")
+"""Where queries are asked among documents."""
 
 
 MtebType = Literal[

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from embedding.config import Config, suggest
 from embedding.hub import cache_of
-from eval.kinds import KINDS, Kind, kind_of
+from eval.kinds import KINDS, SEARCHED, Kind, kind_of
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
-
-SEARCHES = ("retrieval", "reranking", "instruction_reranking")
 
 
 class OfficialTask(Config):
@@ -82,7 +80,7 @@ def load_task(task: Any, mirror: Path | None, rows: int | None, documents: int |
         raise ValueError(f"{task.metadata.dataset['path']}: no copy of the data set there")
     with cache_of(None if mirror is None else Path(task.metadata.dataset["path"])):
         task.load_data()
-        if kind in SEARCHES:
+        if kind in SEARCHED:
             task.convert_v1_dataset_format_to_v2(num_proc=None)  # else some only get `.dataset` when they run
     if kind == "pair_classification":
         _unpack(task)
@@ -113,7 +111,7 @@ def _make_smaller(task: Any, kind: Kind, rows: int | None, documents: int | None
             task.max_fraction_of_documents_to_embed = None
             task.max_documents_per_cluster = min(task.max_documents_per_cluster, rows)
         return
-    if kind in SEARCHES:
+    if kind in SEARCHED:
         # FollowIR's score is over all its few queries; only what is ranked for each becomes less
         paired = kind == "instruction_reranking"
         queries, question = (None, _question) if paired else (rows, str)

@@ -18,7 +18,7 @@ from scipy.stats import rankdata  # type: ignore[import-untyped]
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from eval.encoder import SEARCHED
+from eval.kinds import SEARCHED
 from eval.suite import SuiteTask
 
 Outcome = dict[str, list[float]]

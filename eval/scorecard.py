@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -280,11 +280,6 @@ def speed_note(card: Scorecard) -> str:
     where = of.get("student", {}).get("on")
     absent = "" if "teacher" in of else "; the teacher was not measured there"
     return f"On {where}{absent}." if where else ""
-
-
-def print_scorecard(card: Scorecard, console: Console) -> None:
-    """Print the card."""
-    console.print(terminal_table(card))
 
 
 def scores_table(scores: Scores, title: str = "Scores") -> RenderableType:

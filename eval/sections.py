@@ -12,7 +12,6 @@ Metrics = Sequence[Mapping[str, Any]]
 """The lines of metrics.jsonl."""
 
 TITLES = {
-    "loss": "Loss",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens per second",
@@ -158,7 +157,7 @@ def training(metrics: Metrics) -> str:
     if len(terms) != 1:
         panels.append(line_panel("Loss", [Series("loss", _points(metrics, "loss"), "term0")]))
     panels += [line_panel(f"Loss: {s.name}", [s]) for s in series]
-    for name in list(TITLES)[1:]:
+    for name in TITLES:
         points = _points(metrics, name)
         if points:
             note = f"peak {short(max(y for _, y in points))}" if name == "lr" else ""
@@ -177,7 +176,7 @@ def timings(found: Mapping[str, float]) -> str:
 
 def data(summary: Mapping[str, Any]) -> str:
     """Rows read, kept and dropped for each source, with the reasons."""
-    sources = _find(summary, "sources")
+    sources = summary.get("sources")
     if not isinstance(sources, Mapping) or not sources:
         return missing("No sources:", "summary.json has no `sources`.")
     lines = []
@@ -300,12 +299,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             lines.append((f"{prefix}{name}", value))
     return lines
-
-
-def _find(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a key, here or one level down."""
-    inner = [v[key] for v in values.values() if isinstance(v, Mapping) and key in v]
-    return values.get(key, inner[0] if inner else None)
 
 
 def _plain(value: Any) -> str:

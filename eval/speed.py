@@ -7,12 +7,11 @@ import numpy as np
 import torch
 
 from embedding.machine import processor
+from embedding.tokens import token_budget_of
 from eval.preserve import evaluation_mode, preserved_random_state
 
 LENGTHS = (16, 64, 256)
 """Tokens of a text: a question, a short answer, a page's paragraph."""
-TOKENS = {"cpu": 2_048, "cuda": 65_536}
-"""Tokens encoded in one round of a length: enough to fill a device, little enough for an evaluation's end."""
 ROUNDS, ENOUGH = 3, 0.5
 """Rounds of a length at most, and the seconds after which there is no further one: a slow model is measured once."""
 
@@ -34,7 +33,7 @@ def measure(model: Any) -> dict[str, Any]:
         for length in LENGTHS:
             if length > model.max_tokens:
                 continue
-            count = max(2, TOKENS.get(model.device.type, 16_384) // length)
+            count = max(2, token_budget_of(model.device) // length)
             rows = list(np.random.default_rng(0).integers(0, vocabulary, (count, length), dtype=np.int32))
             model.encode_ids(rows[:2])
             found[f"texts/s, {length} tokens"] = round(count / _seconds(model, rows), 1)

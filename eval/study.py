@@ -90,6 +90,8 @@ class Study:
     """The tasks that every run was measured on, alike."""
     left_out: list[str]
     """Tasks that some run lacks, or measured on other items."""
+    mixed: list[str] = field(default_factory=list)
+    """Versions and devices that are not the same for all runs."""
 
     @property
     def kinds(self) -> list[str]:

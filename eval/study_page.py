@@ -179,4 +179,5 @@ def _settings(row: Row) -> str:
 
 def _missing(found: Study) -> list[str]:
     lines = [f"left out: {name} (not in every run, or on other items)" for name in found.left_out]
+    lines += [f"not the same for all runs: {what}" for what in found.mixed]
     return lines + [f"{row.name}, seed {seed}: {why}" for row in found.rows for seed, why in row.failed.items()]

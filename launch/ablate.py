@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from launch.local import check as check_here
 from launch.local import threads
 from launch.present import Present
 from launch.queue import queued
-from launch.runs import holder, read_run
+from launch.runs import ENVIRONMENT, holder, read_run
 from launch.slurm import check_cluster, reads, submit_array
 from train.recipe import Recipe
 
@@ -315,18 +315,35 @@ class Ablation:
             ValueError: nothing of the baseline is finished.
         """
         trials: dict[str, list[Trial]] = {name: [] for name in self.variants}
+        finished = [run for run in self.runs if run.done]
         for run in self.runs:
-            if run.done:
+            if run in finished:
                 timings = read_json(run.folder / "timings.json")
                 card = read_json(run.folder / "scorecard.json")
                 trials[run.variant].append(Trial(run.seed, card, float(timings["train"])))
+                self.failed.get(run.variant, {}).pop(run.seed, None)  # its run mended what came before it
             elif run.seed not in self.failed.get(run.variant, {}):
                 self.failed.setdefault(run.variant, {})[run.seed] = run.lacks
         found = study(self.config.name, self.baseline, self.variants, trials, self.failed)
+        found = replace(found, mixed=mixed(finished))
         write_text(self.folder / "study.md", markdown(found))
         write_text(self.folder / "study.csv", table_csv(found))
         write_text(self.folder / "study.html", page(found, self.file.read_text(encoding="utf-8")))
         return found
+
+
+def mixed(runs: Sequence[Run]) -> list[str]:
+    """Versions, commit and GPUs that are not the same for all of these finished runs: `torch: 2.12.0, 2.13.0`."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        path = run.folder / ENVIRONMENT
+        here = read_json(path) if path.is_file() else {}
+        commit = ((here.get("git") or {}).get("eyas") or {}).get("commit")
+        gpus = ", ".join(here.get("gpus", [])) or "none"
+        facts = {**here.get("versions", {}), "commit of eyas": commit, "GPUs": gpus}
+        for name, value in facts.items():
+            found.setdefault(name, set()).add(str(value))
+    return [f"{name}: {', '.join(sorted(values))}" for name, values in found.items() if len(values) > 1]
 
 
 def _words(engine: Engine) -> list[str]:

@@ -216,8 +216,9 @@ def _docstrings(cache: Path) -> Path:
     from embedding.files import fingerprint
 
     data = DataConfig(sources=[DocstringsSource(kind="docstrings", limit=1)])
-    folder = cache / "data" / fingerprint(data_fingerprint(data))
-    prepare(data, folder)
+    made_from = data_fingerprint(data)
+    folder = cache / "data" / fingerprint(made_from)
+    prepare(data, folder, made_from=made_from)
     return folder / "heldout"
 
 
@@ -231,7 +232,9 @@ def _load(name: str) -> "Embedder":
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal belongs to the command
     inner = Path(name) / "model"
     of_run = inner.is_dir() and not (Path(name) / "config.json").is_file()
-    return on_device(Embedder.from_pretrained(str(inner) if of_run else name))
+    model = Embedder.from_pretrained(str(inner) if of_run else name)
+    model.normalize = True  # scores are cosines, whether or not the folder has a module for it
+    return on_device(model)
 
 
 def _asked(console: Console) -> Any:

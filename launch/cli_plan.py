@@ -65,10 +65,9 @@ def plan(
     from rich.console import Console
 
     from embedding.config import load_config
-    from embedding.files import fingerprint
     from launch.forecast import forecast
     from launch.gpus import find_gpu
-    from launch.prepared import prepare_data, prepared_facts
+    from launch.prepared import data_folder, prepare_data, prepared_facts
     from launch.shapes import Known, known_model, known_student, shape_of_size
     from train.recipe import Recipe
 
@@ -76,8 +75,9 @@ def plan(
     kinds = [find_gpu(name) for name in gpu or DEFAULT_GPUS]
     recipe = load_config(Recipe, config, overrides or ())
     recipe.check_ranks(gpus)
-    data = recipe.cache / "data" / fingerprint(prepared_facts(recipe))
-    prepare_data(recipe)
+    made_from = prepared_facts(recipe)
+    prepare_data(recipe, made_from)
+    data = data_folder(recipe, made_from)
     teacher = Known(None, None)
     if recipe.teacher.kind == "local" or teacher_config is not None:
         teacher = known_model(recipe.teacher.model, recipe.teacher.revision, teacher_config)

@@ -4,7 +4,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from embedding.files import in_bytes
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
+
+from embedding.files import expanded, in_bytes
+from embedding.layout import PACKAGE
 
 if TYPE_CHECKING:
     from launch.forecast import Forecast
@@ -12,6 +16,7 @@ if TYPE_CHECKING:
 
 NUMBER = 4
 """Bytes of a weight in fp32, and of a token in int32."""
+HALF = 2
 OFFSET = 8
 """Bytes that a row of the tokens table takes beside its tokens."""
 
@@ -37,6 +42,7 @@ def written(recipe: "Recipe", found: "Forecast") -> list[Written]:
     store = "teacher.store.dtype=int8 or teacher.store.pca=…"
     tokens = NUMBER * found.student_texts.tokens + OFFSET * found.student_texts.count
     return [
+        Written("the teacher to download", Path(HF_HUB_CACHE), _to_download(recipe, found), "HF_HOME on a larger disk"),
         Written("vectors", vectors, (found.vector_bytes or 0) * found.missing, store),
         Written("whole vectors for the pca", vectors, found.sample_bytes, "a smaller teacher.store.pca_sample"),
         Written("tokens", recipe.cache / "tokens", tokens, ""),
@@ -44,6 +50,18 @@ def written(recipe: "Recipe", found: "Forecast") -> list[Written]:
         Written("results of the stages", run / "stages", len(recipe.stages) * saved, ""),
         Written("the model", run / "model", saved, ""),
     ]
+
+
+def _to_download(recipe: "Recipe", found: "Forecast") -> int:
+    """Bytes that the hub still has to give of the teacher's weights, in half precision, as models of that size come."""
+    teacher = recipe.teacher
+    if teacher.kind != "local" or found.teacher is None:
+        return 0
+    if teacher.model.startswith(PACKAGE) or Path(expanded(teacher.model)).is_dir():
+        return 0
+    held = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=teacher.model, repo_type="model") / "blobs"
+    here = sum(path.stat().st_size for path in held.iterdir()) if held.is_dir() else 0
+    return max(0, HALF * found.teacher.parameters - here)
 
 
 def shortages(recipe: "Recipe", found: "Forecast") -> list[str]:

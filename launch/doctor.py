@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from embedding.attention import NAME, packed_attention
+from embedding.attention import NAME, kernel_runs, packed_attention
 
 State = Literal["ok", "note", "bad"]
 PINS = Path(__file__).resolve().parents[1] / "constraints.txt"
@@ -108,8 +108,11 @@ def devices() -> Iterator[Finding]:
     )
     if not torch.cuda.is_available():
         built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}" if torch.version.cuda else ""
-        mend = f"{built}: see whether nvidia-smi shows a GPU" if built else "small students train on the CPU"
-        yield Finding("note", "gpu", "none that torch can use", mend)
+        if built and shutil.which("nvidia-smi"):
+            mend = f"{built}: see what nvidia-smi shows; an older driver wants a torch for an older CUDA (pytorch.org)"
+            yield Finding("bad", "gpu", "nvidia-smi is here, and torch can use no GPU", mend)
+        else:
+            yield Finding("note", "gpu", "none that torch can use", "small students train on the CPU")
         return
     for number in range(torch.cuda.device_count()):
         of = torch.cuda.get_device_properties(number)
@@ -148,7 +151,8 @@ def attention() -> Iterator[Finding]:
         mend = "packed chunks do not run; update torch"
         yield Finding("bad", NAME, str(error).splitlines()[0], mend)
     else:
-        how = "the variable-length kernel" if device == "cuda" else "text by text; the kernel needs a GPU"
+        other = "texts of about one length together; the kernel needs a GPU and torch 2.10"
+        how = "the variable-length kernel" if kernel_runs(packed) else other
         yield Finding("ok", NAME, how)
 
 

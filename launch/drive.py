@@ -25,8 +25,9 @@ from launch.engine import TASK_FAILED
 from launch.logs import rank_log
 from launch.pipeline import Pipeline, Step
 from launch.runs import RunRecord, hold, redacted, refuse_secrets
-from train.distributed import MainFailed, from_main, join, leave, rank, world_size
+from train.distributed import MainFailed, from_main, join, launched_fsdp, leave, rank, world_size
 from train.loop import Preempted
+from train.plan import check_sharding
 from train.recipe import Recipe
 
 STOPPED = os.EX_TEMPFAIL
@@ -69,6 +70,7 @@ def drive(
     join()
     if until in TRAINS:  # before the teacher's pass
         recipe.check_ranks(world_size())
+        check_sharding(recipe, launched_fsdp())
     folder = recipe.output / recipe.name
     share = launched_share() if until == "embed" else Share()
     if share.world > 1 and world_size() == 1:  # one of several that know nothing of each other: a folder each

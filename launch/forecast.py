@@ -17,12 +17,12 @@ from data_prep.shards import Stored
 from data_prep.tables import Examples, Texts
 from data_prep.teacher import vector_keys
 from data_prep.vectors import VectorStore, first_rows
-from embedding.embedder import TOKEN_BUDGET
 from embedding.files import read_json
 from embedding.instruction import BARE, Template
-from embedding.tokens import append_eos, specials, tokenize
+from embedding.tokens import TOKEN_BUDGET, append_eos, specials, tokenize
 from launch.gpus import Gpu
 from launch.shapes import Known, Shape, Weights
+from train.batches import source_shares
 from train.calibrate import CUDA_SHARE
 from train.plan import StagePlan, check_matched, check_widths, foreseen, plan_stages, unread_instructions
 from train.recipe import Recipe, Stage
@@ -260,10 +260,8 @@ def _stage(
 
 
 def _some_rows(examples: Examples, stage: Stage, random: np.random.Generator) -> np.ndarray:
-    names = examples.source_names
-    sizes = np.bincount(examples.sources, minlength=len(names)).astype(np.float64)
-    weights = stage.sources
-    share = np.array([weights.get(name, 0.0) for name in names]) if weights else np.where(sizes, sizes**stage.alpha, 0)
+    sizes = np.bincount(examples.sources, minlength=len(examples.source_names))
+    share = source_shares(examples, stage.sources, stage.alpha)
     per_row = (share / np.maximum(sizes, 1))[examples.sources]
     return random.choice(len(per_row), size=ROWS, p=per_row / per_row.sum())
 

@@ -37,6 +37,7 @@ def mine_negatives(at: Workspace, ledger: Ledger) -> Result:
         made_from["model"] = stamps(resolve_model(config.model))
 
     def work() -> Result:
+        at.free_teacher()  # whose memory the search needs for the documents
         vectors, identity = _student_vectors(config, at) if config.model else (_teacher_vectors(at, ledger), None)
         mined_from = {**made_from, "model": identity}
         folder = at.cache / "mined" / fingerprint(mined_from)

@@ -83,10 +83,10 @@ class RayPipeline(Pipeline):
         super().__init__(*args, **options)
         self.engine = engine
 
-    def _prepare(self) -> Result:
+    def _prepare(self, made_from: dict[str, Any]) -> Result:
         with _cluster() as ray:
             workers = self.engine.procs or max(1, int(ray.cluster_resources().get("CPU", 1)))
-            return prepare_data(self.recipe, workers=partial(examined, ray, workers))
+            return prepare_data(self.recipe, made_from, workers=partial(examined, ray, workers))
 
     def _embed(self) -> Result:
         with _cluster() as ray:

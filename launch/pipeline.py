@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 
 from data_prep.embed import embed_texts
-from data_prep.teacher import ImportedConfig, Teacher, TeacherConfig, load_teacher
+from data_prep.teacher import ImportedConfig, Teacher, TeacherConfig, load_teacher, uncut
 from data_prep.tokenized import tokenize_texts, tokens_fingerprint
 from data_prep.units import Share, launched_share
 from data_prep.vectors_care import rows_stored
@@ -23,11 +23,11 @@ from embedding.layout import resolve_model
 from eval.ranks import Ranks
 from launch.chosen import chosen
 from launch.mining import mine_negatives
-from launch.prepared import prepare_data, prepared_facts
+from launch.prepared import data_folder, prepare_data, prepared_facts
 from launch.runs import keep_finished
 from launch.show import show_run
 from launch.steps import Ledger, Result
-from launch.workspace import Workspace, on_device, parameters, query_prompts, write_facts
+from launch.workspace import Workspace, on_device, parameters, placed, query_prompts, write_facts
 from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
 from train.plan import check_student, plan_stages, unread_instructions
@@ -103,10 +103,10 @@ class Pipeline:
     def prepare(self) -> Result:
         """Sources to texts, examples and held-out tasks."""
         made_from = prepared_facts(self.recipe)
-        folder = self.at.cache / "data" / fingerprint(made_from)
+        folder = data_folder(self.recipe, made_from)
 
         def work() -> Result:
-            return {"outputs": [str(folder)], "summary": self._prepare()}
+            return {"outputs": [str(folder)], "summary": self._prepare(made_from)}
 
         result = self.ledger.step("prepare", made_from, work, share=True)
         summary = result["summary"]
@@ -114,8 +114,8 @@ class Pipeline:
         self.ledger.say("", f"{summary['texts']:,} texts, {summary['examples']:,} examples; dropped: {dropped}")
         return result
 
-    def _prepare(self) -> Result:
-        return prepare_data(self.recipe)
+    def _prepare(self, made_from: dict[str, Any]) -> Result:
+        return prepare_data(self.recipe, made_from)
 
     def embed(self) -> Result:
         """The teacher's vector of every text that its store lacks. On every rank, each with its share of the texts."""
@@ -192,10 +192,10 @@ class Pipeline:
         due = from_main(self._training_is_due)
         if rank() > 0:
             return self._train() if due else {}
-        return self.ledger.step("train", self.at.training_facts(), self._train, begun=not self.resume)
+        return self.ledger.step("train", self.at.trained_from(), self._train, begun=not self.resume)
 
     def _training_is_due(self) -> bool:
-        due = not self.resume or self.ledger.due("train", self.at.training_facts())
+        due = not self.resume or self.ledger.due("train", self.at.trained_from())
         if due:
             self._check_before_training()
         return due
@@ -211,6 +211,7 @@ class Pipeline:
         check_student(self.recipe, student, self.at.inputs)
         self.at.free_teacher()  # its memory belongs to the training now
         if rank() == 0:
+            self.ledger.say("", placed())
             if unread := unread_instructions(self.at.texts, student.embedder.template):
                 self.ledger.say("", unread)
             # Not before: what is refused on its way leaves the folder as the last good run made it.
@@ -303,12 +304,12 @@ class Pipeline:
             return {"outputs": []}
         from eval.looks import side_by_side
         from eval.scorecard import scorecard
-        from launch.scoring import curve_ends, kept_scores, measured
+        from launch.scoring import FORMAT, curve_ends, kept_scores, measured
         from launch.searches import example_searches
 
         suite = self.at.suite_facts
         # The teacher is judged on all it can read, however short its texts were cut for the student's lessons.
-        whole = self.recipe.teacher.whole()
+        whole = uncut(self.recipe.teacher)
         stored = self.at.results["embed"]["identity"] or {}
         untrained = self.at.untrained_facts()
         # Without a teacher, what the student began as takes its place: retention then says what was forgotten.
@@ -316,7 +317,7 @@ class Pipeline:
         teacher = untrained if self.at.teacherless else teacher
 
         def reference() -> Teacher:
-            return self._beginning() if self.at.teacherless else load_teacher(whole)
+            return self._beginning() if self.at.teacherless else load_teacher(whole, alone=True)
 
         def work() -> Result:
             student = Embedder.from_pretrained(self.at.model)
@@ -339,6 +340,7 @@ class Pipeline:
             return {"outputs": [str(path) for path in outputs]}
 
         made_from = {
+            "format": FORMAT,
             "suite": suite,
             "teacher": teacher,
             "untrained": untrained,

@@ -1,12 +1,11 @@
 """Scores of a run's three models: the teacher's and the untrained student's are measured once and kept in the cache."""
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from embedding.embedder import Embedder
-from embedding.files import fingerprint, read_json, sha256_file, stamps, write_json
+from embedding.files import fingerprint, read_json, sha256_file, write_json
 from eval.encoder import TextEncoder
 from eval.evaluate import Scores, encode, evaluate, score
 from eval.looks import look
@@ -15,26 +14,18 @@ from eval.scorecard import scorecard
 from eval.speed import measure as measure_speed
 from eval.suite import Suite, SuiteConfig
 from eval.views import View
+from launch.prepared import tool_facts
 
 FORMAT = 4
 """Raised when scores hold something new."""
 
 
 def suite_facts(config: SuiteConfig, folder: Path) -> dict[str, Any]:
-    """What the scores on a suite are made from, as JSON values: its config, the contents of its folder, the state of
-    the mirror that official tasks are read from, and the versions of what computes them.
-
-    Without a mirror an official task's data is of the revision that the config, or this version of mteb, names.
-    """
+    """What the scores on a suite are made from, as JSON values: its config, the contents of its folder, and what
+    official tasks are read from and all scores are computed by (`tool_facts`)."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     contents = {str(path.relative_to(folder)): sha256_file(path) for path in files}
-    facts: dict[str, Any] = {"config": config.model_dump(mode="json"), "files": fingerprint(contents)}
-    facts |= {package: version(package) for package in ("mteb", "scikit-learn")}
-    if config.official and config.mirror:
-        # one by one, as each may be a link to where the copy lies; and not read, as it may be large
-        copies = sorted(config.mirror.glob("*/*"))
-        facts["mirror"] = fingerprint({str(copy.relative_to(config.mirror)): stamps(copy) for copy in copies})
-    return facts
+    return {"config": config.model_dump(mode="json"), "files": fingerprint(contents), **tool_facts(config)}
 
 
 def measured(model: TextEncoder, suite: Suite, views: Sequence[View] = (), ranks: Ranks = ALONE) -> Scores:

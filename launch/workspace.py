@@ -1,6 +1,6 @@
 """What the steps of a run share: where things lie, and what is loaded once and only when a step needs it."""
 
-import gc
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from embedding.embedder import Embedder
 from embedding.files import fingerprint, sha256_file, write_json, write_text
 from embedding.instruction import Template
 from embedding.layout import resolve_model
+from embedding.memory import drop_garbage
 from eval.suite import Suite, entries, load_suite
 from launch.prepared import card
 from launch.steps import Result
@@ -64,7 +65,7 @@ class Workspace:
     def free_teacher(self) -> None:
         """Let go of the teacher's memory; it is loaded again when it is asked for."""
         self.__dict__.pop("teacher", None)
-        gc.collect()  # Accelerate's hooks on a spread teacher are circles of references
+        drop_garbage()  # Accelerate's hooks on a spread teacher are circles of references
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -113,6 +114,12 @@ class Workspace:
     def training_facts(self) -> dict[str, Any]:
         """What determines the trained weights."""
         return checkpoint_identity(self.recipe, self.inputs)
+
+    def trained_from(self) -> dict[str, Any]:
+        """`training_facts`, and what decides which of the trained weights there are, where scores do."""
+        tracking = self.recipe.tracking
+        decides = {"patience": tracking.patience, "evaluate_every": tracking.evaluate_every} if tracking.decides else {}
+        return self.training_facts() | decides
 
     def untrained_facts(self) -> dict[str, Any]:
         """What determines the student before training, its tokenizer and template included."""
@@ -270,8 +277,20 @@ def write_facts(at: Workspace) -> None:
 
 
 def on_device(model: Embedder) -> Embedder:
-    """The model on the GPU, where there is one."""
+    """The model on the GPU, where there is one, and computing in bfloat16 there: PyTorch has no kernel for float32 with
+    grouped heads (Qwen3, Gemma3) but the one that holds all scores of a text, 137 GB for 32k tokens and 32 heads."""
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        model.computes_in = torch.bfloat16
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placed() -> str:
+    """Where this machine's part of a training runs, and what of the machine it leaves idle."""
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not gpus:
+        return f"on the CPU, {here} × {torch.get_num_threads()} threads"
+    idle = f"; {gpus - here} more are idle: --on local --gpus {gpus} uses all" if gpus > here else ""
+    return f"on {here} × {torch.cuda.get_device_name()}{idle}"
 
 
 def parameters(model: torch.nn.Module) -> int:

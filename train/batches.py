@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.tables import Examples, Texts, Tokens
+from embedding.mix import mix_int
 from embedding.tokens import cut, plan_chunks
-from train.permutation import mix_int, permute
+from train.permutation import permute
 from train.views import PART_BITS
 
 SLOTS = 4_096
@@ -75,6 +76,15 @@ def share(length_N: np.ndarray, rank: int, world: int) -> Share:
     return Share(filled[:, rank], filler[:, rank], where_N, length_N[filled].max(axis=1))
 
 
+def source_shares(examples: Examples, weights: Mapping[str, float] | None, alpha: float) -> np.ndarray:
+    """How often each source is drawn, in the order of their names: by `weights`, else by its rows ** alpha; sum 1."""
+    names = examples.source_names
+    sizes = np.bincount(examples.sources, minlength=len(names)).astype(np.float64)
+    by_size = np.where(sizes > 0, np.maximum(sizes, 1) ** alpha, 0.0)
+    raw = np.array([weights.get(name, 0.0) for name in names]) if weights else by_size
+    return np.asarray(raw / raw.sum())
+
+
 class Sampler:
     """Batches of one stage over one prepared data set."""
 
@@ -108,7 +118,7 @@ class Sampler:
         unknown = sorted(set(weights or {}) - set(names))
         if unknown:
             raise ValueError(f"mixture: no source named {unknown[0]!r}; the data has {', '.join(names)}")
-        raw = np.array([(weights or {}).get(n, 0.0) for n in names]) if weights else np.where(sizes, sizes**alpha, 0.0)
+        raw = source_shares(examples, weights, alpha)
         self._rows = [np.flatnonzero(examples.sources == source) for source in range(len(names))]
         for source in np.flatnonzero(raw):
             limit = int(sizes[source]) if one_source else int(sizes[raw > 0].sum())
@@ -278,7 +288,8 @@ def _document_groups(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _schedule(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spread the sources over SLOTS turns by largest remainder, every source at least one turn, in a shuffled order.
+    """Spread the sources over SLOTS turns by largest remainder, every source at least one turn. Of a source with q
+    turns one lies in each q-th part of the whole, anywhere in it: a short training is mixed as a long one.
 
     Returns the source of each turn, how many earlier turns had the same source, and each source's number of turns.
     """
@@ -286,9 +297,8 @@ def _schedule(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, n
     quota = np.floor(exact).astype(np.int64) + (weights > 0)
     rest = SLOTS - int(quota.sum())
     quota[np.argsort(np.floor(exact) - exact, kind="stable")[:rest]] += 1
-    source_of = np.repeat(np.arange(len(weights)), quota)[permute(np.arange(SLOTS), SLOTS, mix_int(seed, SLOTS))]
-    seen = np.empty(SLOTS, dtype=np.int64)
-    for source in range(len(weights)):
-        turns = np.flatnonzero(source_of == source)
-        seen[turns] = np.arange(len(turns))
-    return source_of, seen, quota
+    source_of = np.repeat(np.arange(len(weights)), quota)
+    seen = np.arange(SLOTS) - np.repeat(np.cumsum(quota) - quota, quota)
+    within = permute(np.arange(SLOTS), SLOTS, mix_int(seed, SLOTS)) / SLOTS
+    order = np.argsort((seen + within) / quota[source_of], kind="stable")
+    return source_of[order], seen[order], quota

@@ -30,7 +30,11 @@ CUDA_SHARE = 0.9
 STATE_BYTES = 16
 """Of a trained parameter, still to come before the first step is done: its gradient, DDP's copy of that, and AdamW's
 two moments, in fp32."""
+AVERAGE_BYTES = 4
+"""Of a trained parameter, its moving average, where a stage has one."""
 GATHERED_BYTES = 4
+"""Of a parameter, whole in the backward pass under FSDP2: weight and gradient in bf16. Of the fp32 weights that lie on
+the device whole as this is measured, only a rank's share is left by then."""
 SAMPLE_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 NOISE = 0.05
 """By what share two measurements of the same step differ: a difference below says nothing."""
@@ -40,13 +44,20 @@ section 2.1: two of six operations a weight)."""
 
 
 def calibrate(
-    student: Student, rows: Sequence[np.ndarray], config: ComputeConfig, *, shards: int = 1, later: int = 0
+    student: Student,
+    rows: Sequence[np.ndarray],
+    config: ComputeConfig,
+    *,
+    shards: int = 1,
+    later: int = 0,
+    averaged: bool = False,
 ) -> Memory:
     """Choose the token budget and the memory for activations, from texts of the first batch.
 
     Args:
         shards: the ranks that the student will be cut over, after this (FSDP2); 1: each keeps it whole.
         later: tokens of the longest text that any stage of the run reads.
+        averaged: a stage keeps a moving average of the weights.
 
     Raises:
         ValueError: the configured budget is under one text, or the device has no memory for the longest text.
@@ -73,7 +84,7 @@ def calibrate(
     def activations(budget: int) -> float:
         if config.activation_gib:
             return config.activation_gib * 2**30
-        return _room(student, memory, max(budget, later), shards)
+        return _room(student, memory, max(budget, later), shards, STATE_BYTES + averaged * AVERAGE_BYTES)
 
     rooms = {budget: activations(budget) for budget in seconds}
     budget = _best(seconds, rooms, memory.bytes_per_token * sum(len(row) for row in rows), memory.token_budget)
@@ -179,7 +190,7 @@ def _bytes_per_token(student: Student, sample: Sequence[np.ndarray], budget: int
     return sum(storages.values()) / chunk_tokens(lengths[chunk], packed=packed)
 
 
-def _room(student: Student, memory: Memory, chunk: int, shards: int) -> float:
+def _room(student: Student, memory: Memory, chunk: int, shards: int, state: int) -> float:
     """Bytes for the activations of kept chunks: on a GPU nearly all, elsewhere others live on the machine too.
     Negative on a GPU where the chunk of so many tokens that is recomputed beside them has no room itself."""
     device = student.embedder.device
@@ -187,9 +198,8 @@ def _room(student: Student, memory: Memory, chunk: int, shards: int) -> float:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return 0.5 * available_memory() / ranks
     torch.cuda.empty_cache()  # what the measuring left with PyTorch's allocator does not count as free
-    to_come = STATE_BYTES * sum(p.numel() for p in student.parameters() if p.requires_grad) / shards
+    to_come = state * sum(p.numel() for p in student.parameters() if p.requires_grad) / shards
     if shards > 1:
-        # Of the fp32 weights a share stays; in the backward pass weights and gradients lie whole beside it, in bf16.
         to_come += GATHERED_BYTES * sum(p.numel() for p in student.parameters()) / shards
     return CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] - to_come) - chunk * memory.bytes_per_token
 

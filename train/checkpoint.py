@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent: written aside, fsynced, renamed, verified by checksum, pruned to the last few.
 
-A checkpoint is a folder `step-00000100` with `model.safetensors`, `optimizer.safetensors` and `manifest.json`. Learning
-rate, data order and random numbers are functions of the step and the seed, so the step is all there is to say of them.
+A checkpoint is a folder `step-00000100` with `model.safetensors`, `optimizer.safetensors`, `average.safetensors` where
+a stage keeps a moving average, and `manifest.json`. Learning rate, data order and random numbers are functions of the
+step and the seed, so the step is all there is to say of them.
 """
 
 import shutil
@@ -105,9 +106,10 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
     """Remove all but the newest `keep` and the one of step `best`, and what a killed run left half-written."""
     for path in checkpoints(folder)[:-keep]:
         if best is None or path != step_folder(folder, best):
-            shutil.rmtree(path)
+            path.rename(path.with_name(f".{path.name}-old"))
     for path in folder.glob(".step-*"):
-        shutil.rmtree(path)
+        # NFS keeps files that a resumed rank has mapped until it lets go of them: they go the next time.
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def step_folder(folder: Path, step: int) -> Path:

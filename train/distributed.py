@@ -1,13 +1,13 @@
 """The only place with collectives.
 
-Shapes: W ranks, n texts on each rank, D width, B queries.
+Shapes: W ranks, n texts on each rank, D width.
 """
 
 import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -41,23 +41,35 @@ def join() -> None:
     """Meet the other ranks, where a launcher started several (torchrun, accelerate launch, srun).
 
     Raises:
-        ValueError: there are fewer GPUs on this machine than ranks, or the port to meet at is taken.
+        ValueError: there are fewer GPUs on this machine than ranks, the port to meet at is taken, or the launcher does
+            not say which of the machine's ranks this is.
     """
     ranks, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if ranks == 1 or dist.is_initialized():
         return
     gpus = torch.cuda.device_count()
     if local >= gpus > 0:
+        shown = "; or let every task see all GPUs of its node (no --gpus-per-task, no --gpu-bind)" if gpus == 1 else ""
         raise ValueError(
-            f"rank {os.environ['RANK']}: no GPU is left on this machine, it has {gpus}; start {gpus} ranks"
+            f"rank {os.environ['RANK']}: no GPU is left on this machine, it has {gpus}; start {gpus} ranks{shown}"
         )
     try:
         PartialState(cpu=gpus == 0, timeout=WAIT)
+    except NotImplementedError as error:  # GPUs that cannot talk to each other directly
+        raise ValueError(f"{error}; export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1") from None
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
         port = os.environ.get("MASTER_PORT")
         raise ValueError(f"port {port} is in use on this machine: choose another (--port, or MASTER_PORT)") from None
+    if not dist.is_initialized():  # Accelerate takes a process without LOCAL_RANK for a single one
+        raise ValueError(f"WORLD_SIZE is {ranks} and LOCAL_RANK is not set; start the ranks with torchrun or --on")
+
+
+def launched_fsdp() -> int | None:
+    """The version of FSDP that `accelerate launch` was asked for; None: of none."""
+    used = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes", "on")
+    return int(os.environ.get("FSDP_VERSION", "1")) if used else None
 
 
 def leave() -> None:
@@ -146,13 +158,11 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Every rank's tensors become rank 0's, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -186,8 +196,9 @@ def sharded_like(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 def sharded_precision(half: bool) -> Any:
-    """In what FSDP2 computes: layers in bf16 where `half`; gradients are added up, and vectors handed on, in fp32.
-    Accelerate's own policy has bf16 there, too coarse for similarities."""
+    """In what FSDP2 computes: layers in bf16 where `half`; gradients are added up over the ranks, and vectors handed
+    on, in fp32. Accelerate's own policy has bf16 there, too coarse for similarities. A rank's own chunks are added up
+    in the type of the layers before that, where DDP has fp32: in bf16 the two do not agree to the last digit."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     weights = torch.bfloat16 if half else None

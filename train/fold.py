@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embedding.embedder import TOKEN_BUDGET, Embedder
-from embedding.tokens import Specials, pad, plan_chunks
+from embedding.embedder import Embedder
+from embedding.tokens import Specials, pad, plan_chunks, token_budget_of
 from train.pruning import pruned
 
 SHRINK = 1.0
@@ -142,7 +142,7 @@ def fold(student: Embedder, lower: Embedder, rows: Sequence[np.ndarray]) -> floa
 def _states(lower: Embedder, rows: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of each chunk: token ids [T], positions [T] as the table counts them, and states [T, D], without padding."""
     lengths_N = np.array([len(row) for row in rows], dtype=np.int64)
-    for chunk in plan_chunks(lengths_N, TOKEN_BUDGET.get(lower.device.type, 16_384)):
+    for chunk in plan_chunks(lengths_N, token_budget_of(lower.device)):
         ids_NL, mask_NL = (x.to(lower.device) for x in pad([rows[i] for i in chunk], lower.tokenizer.pad_token_id or 0))
         places_NL = lower.positions(mask_NL)
         states_NLD = lower.backbone(

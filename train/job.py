@@ -63,7 +63,9 @@ class Job:
     def save(self, step: int, plan: StagePlan, state: TrainState) -> None:
         """Write the checkpoint of a finished step, and drop the oldest. The last of a stage is also its result, and
         lacks what only a next step would read: the optimizer's state is twice as large as the weights."""
-        model = {name: whole_on_main(tensor) for name, tensor in self.student.state_dict().items()}
+        # Weights in 4 bits are unpacked for it: by rank 0 alone, where no rank is asked for its share.
+        asked = rank() == 0 or self.accelerator.is_fsdp2
+        model = {name: whole_on_main(tensor) for name, tensor in self.student.state_dict().items()} if asked else {}
         optimizer, average = {}, {}
         if step < plan.end:
             optimizer = optimizer_tensors(state.optimizer)
@@ -105,7 +107,7 @@ class Job:
         """Merge the results of stages into the student, and finish with that; says what was done.
 
         Raises:
-            ValueError: a greedy soup without a suite.
+            ValueError: a stage's result is gone; a greedy soup has no suite, or a task of it failed.
         """
         merge, names = self.recipe.merge, [plan.stage.name for plan in plans]
         assert merge is not None

@@ -8,13 +8,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from packaging.version import Version
 
 from embedding.memory import keep_freed_memory
 from train.calibrate import calibrate, lowered, matrix_rate
@@ -25,7 +24,7 @@ from train.checkpoint import (
 from train.clock import Clock
 from train.distributed import (
     any_rank,
-    broadcast_object,
+    broadcast,
     gather_objects,
     join,
     sharded_precision,
@@ -35,7 +34,7 @@ from train.frozen import freeze, frozen_in
 from train.job import Job, finished_stages
 from train.merge import Average
 from train.optim import build_optimizer
-from train.plan import Inputs, StagePlan, check_student, checkpoint_identity, plan_stages
+from train.plan import Inputs, StagePlan, check_sharding, check_student, checkpoint_identity, plan_stages
 from train.precision import mixed_precision
 from train.recipe import Recipe
 from train.spikes import SpikeGuard
@@ -46,7 +45,6 @@ from train.student import Student, checkpoint_layers, compile_layers
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
 
-FSDP2_TORCH = Version("2.13")
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Asks a training to write a checkpoint and stop: a shutdown, a preemption, Ctrl-C."""
 
@@ -61,10 +59,8 @@ class TrainReport:
 
     steps: int
     resumed_from: int
-    seconds: float
     before: float
     """Seconds that earlier processes spent up to the checkpoint it was resumed from."""
-    last_metrics: dict[str, float]
 
 
 def train(
@@ -92,6 +88,8 @@ def train(
     log_with = "wandb" if recipe.tracking.wandb else None
     precision = mixed_precision(recipe.compute)
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), log_with=log_with)
+    one = 1 if accelerator.distributed_type == DistributedType.FSDP else None
+    check_sharding(recipe, 2 if accelerator.is_fsdp2 else one)
     plans = plan_stages(recipe, inputs)
     check_student(recipe, student, inputs)
     watch = Watch(recipe.tracking, plans[-1].end, accelerator, student.embedder, evaluate, judge)
@@ -133,6 +131,7 @@ def train(
         memory = _begin(job, plans, tracker)
     else:
         student.load_state_dict(found.model)
+        found = replace(found, model={})
         kept_memory = Memory(**found.facts["memory"])
         same = found.facts.get("computing") == job.computing
         memory = lowered(kept_memory, recipe.compute) if same else _measured(job, plans)
@@ -148,14 +147,12 @@ def train(
             )
 
     trainable = frozenset(name for name, parameter in student.named_parameters() if parameter.requires_grad)
-    if accelerator.is_fsdp2 and len({tuple(plan.stage.freeze) for plan in plans}) > 1:
-        raise ValueError("stages that freeze different parts need DDP, not FSDP: it shards the parameters once")
     freeze(student, plans[0].stage.freeze if accelerator.is_fsdp2 else frozen_in(plans[0].stage), trainable)
     wrapped = _wrap(accelerator, student)
     if found is None:
         watch.look(0, tracker)
     student.lower.clear()
-    start, metrics, steps = time.perf_counter(), {}, 0
+    steps = 0
     with _asked_to_stop() as asked, tracker:
         for number, plan in enumerate(plans):
             if begin >= plan.end or watch.enough:
@@ -188,9 +185,10 @@ def train(
                 state.guard.load(found.facts["spikes"])
                 if state.average is not None:
                     state.average.load(found.average)
+                found = replace(found, optimizer={}, average={})
             job.identity = stage_identity(recipe, inputs, plans, number)
             first = max(begin, plan.start)
-            metrics = _run_stage(job, plan, state, tracker, asked, first)
+            _run_stage(job, plan, state, tracker, asked, first)
             memory, steps = state.memory, steps + (watch.ended or plan.end) - first
             if left_out := state.guard.skipped:
                 tracker.say(f"stage {plan.stage.name}: {left_out} steps left out, their gradients were spikes")
@@ -199,7 +197,7 @@ def train(
         elif recipe.merge is None and begin < plans[-1].end and len(plans) - 1 in done and not watch.enough:
             job.finish(plans[-1].end, job.result(plans, len(plans) - 1), memory)
     student.eval()
-    return TrainReport(steps, (watch.ended or total) - steps, time.perf_counter() - start, before, metrics)
+    return TrainReport(steps, (watch.ended or total) - steps, before)
 
 
 def _begin(job: Job, plans: Sequence[StagePlan], tracker: Tracker) -> Memory:
@@ -210,29 +208,27 @@ def _begin(job: Job, plans: Sequence[StagePlan], tracker: Tracker) -> Memory:
 
 
 def _measured(job: Job, plans: Sequence[StagePlan]) -> Memory:
-    """How the machine is to be used, measured on the first batch."""
+    """How the machine is to be used, measured on the first batch: what the rank with the least room can."""
     first = prepare_work(plans[0].sampler, None, 0)
     longest = max(plan.sampler.longest for plan in plans)
     with job.accelerator.autocast():
         shards = world_size() if job.accelerator.is_fsdp2 else 1
-        memory = calibrate(job.student, first.rows, job.recipe.compute, shards=shards, later=longest)
-    return Memory(**broadcast_object(asdict(memory)))
+        averaged = any(plan.stage.ema for plan in plans)
+        memory = calibrate(job.student, first.rows, job.recipe.compute, shards=shards, later=longest, averaged=averaged)
+    of_ranks: list[Memory] = gather_objects(memory)
+    return replace(
+        of_ranks[0],
+        token_budget=min(of.token_budget for of in of_ranks),
+        activation_bytes=min(of.activation_bytes for of in of_ranks),
+    )
 
 
 def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
     """The student under DDP or FSDP2, whichever was launched; itself on a single process."""
     if not accelerator.is_fsdp2:
-        if accelerator.distributed_type == DistributedType.FSDP:
-            raise ValueError(
-                "FSDP of version 1 flattens the parameters; set fsdp_version: 2 (--accelerate fsdp2 has it)"
-            )
         wrapped: torch.nn.Module = accelerator.prepare_model(student)
         return wrapped
-    if Version(torch.__version__) < FSDP2_TORCH:
-        raise ValueError(
-            f"FSDP2 with torch {torch.__version__}: recomputed chunks want {FSDP2_TORCH} or newer, which gathers a "
-            "layer that was given back (pytorch/pytorch#171779, #182580); update torch, or train with DDP"
-        )
+    broadcast(student.parameters())  # each rank would keep its share of what it has made itself
     accelerator.state.fsdp_plugin.mixed_precision_policy = sharded_precision(accelerator.mixed_precision == "bf16")
     # Accelerate shards a model only together with an optimizer; each stage builds its own on the sharded parameters.
     wrapped, _ = accelerator.prepare(student, torch.optim.SGD(student.parameters(), lr=0.0))
@@ -241,9 +237,9 @@ def _wrap(accelerator: Accelerator, student: Student) -> torch.nn.Module:
 
 def _run_stage(
     job: Job, plan: StagePlan, state: TrainState, tracker: Tracker, asked: threading.Event, begin: int
-) -> dict[str, float]:
-    """The steps of one stage from `begin`, a step of the whole run; returns the last step's metrics."""
-    tracking, metrics = job.recipe.tracking, {}
+) -> None:
+    """The steps of one stage from `begin`, a step of the whole run."""
+    tracking = job.recipe.tracking
     for work in read_ahead(plan.sampler, job.inputs.vectors, range(begin - plan.start, plan.steps)):
         state.clock.lap("data")
         step = plan.start + work.batch.step + 1
@@ -252,10 +248,12 @@ def _run_stage(
         tracker.step(step, plan.stage.name, metrics, work, state)
 
         # -------------------------------------------------------------- evaluate: changes nothing of the training
-        best = job.watch.look(step, tracker)
+        # Not when a machine is about to be taken away: that may take longer than what is left, unless it decides.
+        stop = any_rank(asked.is_set(), job.accelerator.device)
+        best = False if stop and not tracking.decides else job.watch.look(step, tracker)
 
         # -------------------------------------------------------------- save: on schedule, at the end, or asked to stop
-        stop = any_rank(asked.is_set(), job.accelerator.device)
+        stop = stop or any_rank(asked.is_set(), job.accelerator.device)
         if step % tracking.checkpoint_every == 0 or step == plan.end or stop or best or job.watch.enough:
             if step == plan.end and state.average is not None:
                 state.average.apply()
@@ -266,7 +264,6 @@ def _run_stage(
             tracker.say(f"stopped at step {step}: {job.watch.why}")
             break
         state.clock.lap("rest")
-    return metrics
 
 
 @contextmanager

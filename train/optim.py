@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from train.recipe import Stage
 
 
-def learning_rate(stage: Stage, step: int, steps: int) -> float:
-    """The factor on the stage's rates at a step (from 0) of `steps`: linear warm-up, then the schedule to 0."""
+def schedule_factor(stage: Stage, step: int, steps: int) -> float:
+    """What a step (from 0) of `steps` multiplies the stage's rates with: up from 0 by `warmup`, then by `schedule`."""
     warmup = int(stage.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

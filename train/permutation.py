@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from embedding.mix import mix, mix_int
+
 ROUNDS = 6
 
 
@@ -33,19 +35,3 @@ def _feistel(x: np.ndarray, half: int, key: int) -> np.ndarray:
     for turn in range(ROUNDS):
         left, right = right, left ^ (mix(right + np.uint64(mix_int(key, turn))) & low)
     return (left << np.uint64(half)) | right
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser on uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
-
-
-def mix_int(*parts: int) -> int:
-    """One 64-bit number from several: a seed for each use of a seed."""
-    state = 0
-    for part in parts:
-        state = int(mix(np.array([(state * 0x9E3779B97F4A7C15 + part + 0x9E3779B97F4A7C15) % 2**64], np.uint64))[0])
-    return state

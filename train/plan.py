@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from packaging.version import Version
 
 from data_prep.tables import TOKENS, Examples, Texts, Tokens
 from data_prep.teacher import NoTeacherConfig
 from embedding.instruction import Template
+from embedding.mix import mix_int
 from train.batches import Sampler
 from train.distributed import world_size
 from train.frozen import check_frozen
 from train.losses import Gram, Loss, Match, Own, Relative, Spread
-from train.permutation import mix_int
 from train.recipe import BuiltStudent, Recipe, Stage
 from train.student import Student, check_pca
 from train.views import Part
@@ -27,6 +29,9 @@ ROWS_WITH: Mapping[Part, tuple[str, ...]] = {
 }
 """The kinds of rows (`Sampler.rows_of_kind`) that have a text of each part."""
 
+FORMAT = 1
+"""Raised when the same recipe trains otherwise than before, as with another order of the rows."""
+FSDP2_TORCH = Version("2.13")
 TeacherVectors = Callable[[np.ndarray], np.ndarray]
 """Rows of the texts table -> the teacher's vectors, float32 [n, E]."""
 
@@ -112,13 +117,38 @@ def checkpoint_identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """
     decides = recipe.model_dump(mode="json", include={"seed", "student", "stages"})
     del decides["student"]["keep_projection"]  # asked at the export
-    own = {loss.function: loss.source() for stage in recipe.stages for loss in stage.losses if isinstance(loss, Own)}
-    if own:
+    if own := own_losses(recipe):
         decides["own"] = own
     decides["precision"] = recipe.compute.precision
     decides["spikes"] = recipe.spikes.model_dump(mode="json")
     decides["merge"] = recipe.merge.model_dump(mode="json") if recipe.merge else None
-    return {**decides, "inputs": dict(inputs.made_from)}
+    return {"format": FORMAT, **decides, "inputs": dict(inputs.made_from)}
+
+
+def check_sharding(recipe: Recipe, version: int | None) -> None:
+    """`version`: of FSDP, which the run was launched with; None: it was not.
+
+    Raises:
+        ValueError: it does not go with this recipe, or this torch.
+    """
+    if version is None:
+        return
+    if version != 2:
+        raise ValueError("FSDP of version 1 flattens the parameters; set fsdp_version: 2 (--accelerate fsdp2 has it)")
+    if Version(torch.__version__) < FSDP2_TORCH:
+        raise ValueError(
+            f"FSDP2 with torch {torch.__version__}: recomputed chunks want {FSDP2_TORCH} or newer, which gathers a "
+            "layer that was given back (pytorch/pytorch#171779, #182580); update torch, or train with DDP"
+        )
+    if len({tuple(stage.freeze) for stage in recipe.stages}) > 1:
+        raise ValueError("stages that freeze different parts need DDP, not FSDP: it shards the parameters once")
+    if recipe.student.lora is not None and recipe.student.lora.four_bit:
+        raise ValueError("student.lora.four_bit needs DDP, not FSDP: weights in 4 bits stay whole on every rank")
+
+
+def own_losses(recipe: Recipe) -> dict[str, str]:
+    """{import path: digest of its file} of the user's own losses in the recipe."""
+    return {loss.function: loss.source() for stage in recipe.stages for loss in stage.losses if isinstance(loss, Own)}
 
 
 def _steps(stage: Stage, sampler: Sampler) -> int:

@@ -142,7 +142,8 @@ class Stage(Config):
     """Hard negatives taken from each row that has some."""
     sources: dict[str, float] | None = None
     """Weights by source name; None: size ** alpha."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=1.0, ge=-1)
+    """1 draws each row alike, 0 each source alike; below 0 the smaller source more often."""
     one_source: bool = True
     """Every batch from one source, so that in-batch negatives share a task."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -236,7 +237,7 @@ class ComputeConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that computes in it, fp32 elsewhere. Weights, similarities and losses are fp32 either way."""
     token_budget: int | None = Field(default=None, ge=8)
-    """Padded tokens of a chunk; None: measured at the start."""
+    """Tokens of a chunk, with the padding where chunks are padded; None: measured at the start."""
     activation_gib: float | None = Field(default=None, gt=0)
     """Memory for kept activations; chunks beyond it are recomputed. None: nearly all that a GPU has,
     half of what is free elsewhere."""

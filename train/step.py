@@ -15,14 +15,14 @@ from torch import Tensor
 
 from embedding.embedder import Embedder
 from embedding.memory import drop_garbage
+from embedding.mix import mix_int
 from embedding.tokens import chunk_tokens
 from train.batches import Batch, Sampler, Share, share
 from train.clock import Clock
 from train.distributed import gather_rows, rank, sum_over_ranks, whole, world_size
 from train.losses import Loss, Own, asked_for, loss_part, projected_widths
 from train.merge import Average
-from train.optim import learning_rate, set_learning_rate
-from train.permutation import mix_int
+from train.optim import schedule_factor, set_learning_rate
 from train.plan import TeacherVectors
 from train.recipe import Stage
 from train.spikes import SpikeConfig, SpikeGuard
@@ -150,7 +150,9 @@ def train_step(state: TrainState, work: Work) -> dict[str, float]:
 
 
 def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
-    """Embed this rank's share, gather, lose, go back, update. Returns global means: the loss, its terms, the norm.
+    """Embed this rank's share, gather, lose, go back, update. Returns what the log says of it, the same on every rank:
+    the global means of the loss and its terms, the gradient's norm, the rate; where it was probed, each term's share of
+    the gradient; whether the step was left out.
 
     Raises:
         ValueError: the loss or the gradient is not finite too often in a row (`train.spikes`), or the weights are not.
@@ -202,7 +204,7 @@ def attempt_step(state: TrainState, work: Work) -> dict[str, float]:
             "learning_rate or raise warmup, which is another training: give it another `name`, or --restart"
         )
     metrics["skipped"] = state.guard.skipped
-    metrics["lr"] = stage.learning_rate * (factor := learning_rate(stage, step, state.steps))
+    metrics["lr"] = stage.learning_rate * (factor := schedule_factor(stage, step, state.steps))
     set_learning_rate(state.optimizer, factor)
     if not skipped:
         state.optimizer.step()

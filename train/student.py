@@ -19,18 +19,19 @@ from embedding.dense import Dense
 from embedding.embedder import Embedder
 from embedding.instruction import Template
 from embedding.layout import resolve_model
+from embedding.mix import mix_int
 from embedding.pooling import truncate
 from embedding.tokens import append_eos, specials
 from train.fold import below
 from train.lora import add_adapters, merge_adapters
-from train.permutation import mix_int
 from train.pruning import chosen_layers, pruned
 from train.recipe import BuiltStudent, PrunedStudent, StudentConfig
 from train.static_start import check_static
 
 
 class Student(nn.Module):
-    """An embedder in training. The projection lives here, so that checkpoints and DDP see it; it is not exported."""
+    """An embedder in training. The projection lives here, so that checkpoints and DDP see it; it is exported only with
+    `student.keep_projection`."""
 
     def __init__(self, embedder: Embedder, teacher_width: int | None = None) -> None:
         super().__init__()

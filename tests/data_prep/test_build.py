@@ -12,6 +12,8 @@ import pytest
 from data_prep import build, harvest
 from data_prep.build import DataConfig, data_fingerprint, prepare
 from data_prep.clean import normal_form
+from data_prep.docstrings import Docstring
+from data_prep.heldout import write_docstring_tasks
 from data_prep.near_duplicates import similarities
 from data_prep.tables import Examples, Texts
 from embedding.config import parse_config
@@ -409,3 +411,53 @@ def test_a_licence_changes_no_table(tmp_path: Path) -> None:
     assert data_fingerprint(plain) == data_fingerprint(said)
     left_out = said.model_copy(update={"sources": [*said.sources, *plain.sources], "licences": ["CC-*"]})
     assert data_fingerprint(left_out) != data_fingerprint(said), "the summary names what was left out"
+
+
+def test_what_stays_keeps_its_own_grade_and_group_and_so_does_what_is_held_out(tmp_path: Path) -> None:
+    rows = [{**pair(i // 2), "s": float(i // 2), "g": f"g{i // 2}"} for i in range(40)]  # each twice
+    prepare(config(write(tmp_path / "x.jsonl", rows), share=0.2, score="s", group="g"), tmp_path / "out")
+    texts, examples = tables(tmp_path / "out")
+    number = {pair(i)["question"]: i for i in range(20)}
+    kept = [number[texts.text(int(query))] for query in examples.queries]
+    assert 0 < len(kept) < 20
+    assert examples.scores.tolist() == kept
+    groups = examples.groups.tolist()
+    assert len(set(groups)) == len(kept), "each pair had a group of its own"
+    answers = [texts.text(int(examples.positives_of(row)[0])) for row in range(len(kept))]
+    assert answers == [pair(i)["answer"] for i in kept]
+    held = pq.read_table(tmp_path / "out/heldout/sts/x.parquet").to_pylist()
+    assert held
+    for row in held:
+        i = number[row["sentence1"]]
+        assert (row["sentence2"], row["score"]) == (pair(i)["answer"], float(i))
+
+
+def test_what_the_tasks_of_docstrings_call_right_is_right(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    found = [
+        Docstring(
+            package=f"p{p}",
+            module=f"p{p}.m{m}",
+            name=f"f{n}",
+            summary=f"Summary {p} {m} {n} of it",
+            body=f"Body {p} {m} {n} " + " ".join(rng.choices("abcdefgh", k=9)),
+        )
+        for p in range(3)
+        for m in range(12)
+        for n in range(4)
+    ]
+    tasks = write_docstring_tasks(tmp_path, "docs", found, "Find it", 50)
+    assert {"reranking", "pair_classification", "classification", "clustering"} <= {
+        name.split("/")[0] for name in tasks
+    }
+    body, package = {d.summary: d.body for d in found}, {d.body: d.package for d in found}
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        return list(pq.read_table(tmp_path / f"{name}.parquet").to_pylist())
+
+    assert all(row["positive"] == [body[row["query"]]] for row in rows("reranking/docs"))
+    for row in rows("pair_classification/docs"):
+        assert row["label"] == (row["sentence2"] == body[row["sentence1"]])
+    for name in ("classification/docs-train", "classification/docs-test", "clustering/docs"):
+        assert all(row["label"] == package[row["text"]] for row in rows(name))
+    assert all(row["label"][0] == package[row["text"]] for row in rows("multilabel_classification/docs-test"))

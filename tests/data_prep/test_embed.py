@@ -161,8 +161,10 @@ room.embed_texts(TeacherConfig(max_tokens=48), texts, Path({str(tmp_path / "stor
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     assert shards
     report = embed_texts(teacher_config, texts, tmp_path / "stores", progress=False, embedder=teacher)
+    assert report.computed > 0
     assert report.reused >= 5
     assert report.reused + report.computed == len(texts)
     assert not report.set_aside

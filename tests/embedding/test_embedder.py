@@ -16,7 +16,7 @@ from embedding.embedder import Embedder
 from embedding.files import read_json, write_json
 from embedding.instruction import Template
 from embedding.layout import resolve_model, tell_older_readers
-from embedding.tokens import pad
+from embedding.tokens import lower_case, pad
 
 from .conftest import TEACHER, TEXTS, backbone
 
@@ -388,6 +388,15 @@ def test_the_identity_follows_every_fact(teacher: Embedder) -> None:
     changed = Embedder.from_pretrained(TEACHER)
     next(changed.backbone.parameters()).data[5, 5] += 1e-3
     assert changed.identity() != base
+    for change in (lambda one: lower_case(one.tokenizer), lambda one: setattr(one, "normalize", False)):
+        other = Embedder.from_pretrained(TEACHER)
+        change(other)
+        assert other.identity() != base
+    heads = [Dense(384, 8, False, name) for name in ("Tanh", "ReLU")]
+    heads[1].load_state_dict(heads[0].state_dict())
+    facts = [Embedder(teacher.backbone, teacher.tokenizer, "mean", max_tokens=64, dense=[h]).identity() for h in heads]
+    assert facts[0]["weights"] == facts[1]["weights"]
+    assert facts[0] != facts[1]
 
 
 def test_bad_folders_are_refused_with_the_fix(tmp_path: Path, saved: dict[str, Path]) -> None:
@@ -454,3 +463,14 @@ def test_prompts_of_one_form_take_any_instruction(
     write_json(settings, read_json(settings) | {"prompts": prompts})
     template = Embedder.from_pretrained(tmp_path / "other").template
     assert template == Template(query=query, document=prompts.get("passage", ""))
+
+
+def test_vectors_in_half_precision_are_near_and_known_apart(teacher: Embedder) -> None:
+    half = Embedder.from_pretrained(TEACHER)
+    half.computes_in = torch.bfloat16
+    exact, near = teacher.encode(TEXTS), half.encode(TEXTS)
+    assert half.backbone.dtype == torch.float32
+    assert not np.array_equal(exact, near)
+    assert (exact * near).sum(axis=1).min() > 0.999
+    assert half.identity()["dtype"] == "bfloat16"
+    assert not torch.is_autocast_enabled("cpu")

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -213,3 +214,48 @@ def test_limits_keep_every_relevant_document(folder: Path) -> None:
     assert len(split["queries"]) == 10
     assert len(split["corpus"]) == 20
     assert {doc for docs in split["relevant_docs"].values() for doc in docs} <= set(split["corpus"]["id"])
+
+
+class Knows(Hashed):
+    """Has a body where its summary is, near those of its module."""
+
+    def __init__(self, pairs: list[tuple[str, str, str]]) -> None:
+        super().__init__()
+        self.places: dict[str, int] = {}
+        for place, (_, *both) in enumerate(pairs):
+            for text in both:
+                self.places.setdefault(text.strip(), place)
+        names = sorted({module for module, _, _ in pairs})
+        modules = np.eye(len(names))[[names.index(module) for module, _, _ in pairs]]
+        self.vectors = np.hstack([np.eye(len(pairs)), 2 * modules]).astype(np.float32)
+
+    def encode_ids(self, ids: Sequence[np.ndarray]) -> np.ndarray:
+        texts = [bytes(row).decode().strip() for row in ids]  # a document of a search has its title in front
+        places = [self.places[t if t in self.places else t.partition(" ")[2].strip()] for t in texts]
+        return np.asarray(self.vectors[places])
+
+
+def test_who_knows_the_answers_is_nearly_perfect(folder: Path, pairs: list[tuple[str, str, str]]) -> None:
+    least = {"retrieval": 0.9, "reranking": 0.9, "pair_classification": 0.9, "bitext": 0.9}
+    least |= {"classification": 0.9, "clustering": 0.8, "sts": 0.7}  # half of the STS grades is chance
+    found = evaluate(Knows(pairs), load_suite(SuiteConfig(folder=folder, tasks=[f"{kind}/*" for kind in least])))
+    assert failures(found) == {}
+    assert {kind: score for kind, score in found["kinds"].items() if score < least[kind]} == {}
+
+
+class Follows(Hashed):
+    """Goes by the instruction."""
+
+    places: ClassVar = {"ask any": (5, 8, 3), "ask not b": (8, 3, 5), "a": (1, 0, 0), "b": (0, 1, 0), "c": (0, 0, 1)}
+
+    def encode_ids(self, ids: Sequence[np.ndarray]) -> np.ndarray:
+        return np.array([self.places[bytes(row).decode()] for row in ids], dtype=np.float32)
+
+
+def test_a_document_that_falls_when_the_instruction_takes_it_out_counts_for_the_model(tmp_path: Path) -> None:
+    """p-MRR of a document that falls from place 1 to 3: 1 - 1/3 (Weller et al. 2024, FollowIR, arXiv:2403.15246)."""
+    columns = {"query": ["ask"], "instruction": ["any"], "changed_instruction": ["not b"]}
+    lists = {"positive": [["a"]], "dropped": [["b"]], "negative": [["c"]]}
+    write(tmp_path / "instruction_reranking" / "one.parquet", **columns, **lists)
+    found = evaluate(Follows(), load_suite(SuiteConfig(folder=tmp_path)))
+    assert found["tasks"]["instruction_reranking/one"]["score"] == pytest.approx(2 / 3)

@@ -13,13 +13,15 @@ import pytest
 import yaml
 
 from embedding.config import CONFIGS, dump_config, load_config
-from embedding.files import fingerprint, write_json, write_text
-from launch.ablate import Ablation, Run, StudyConfig
+from embedding.files import fingerprint, stamps, write_json, write_text
+from embedding.layout import resolve_model
+from launch.ablate import Ablation, Run, StudyConfig, mixed
 from launch.engine import Engine
 from launch.prepared import prepared_facts
 from launch.scoring import suite_facts
 from launch.workspace import Workspace
 from tests.launch.conftest import RECIPE, eyas, questions_and_answers, write_rows
+from train.plan import own_losses
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -84,7 +86,10 @@ def finish(run: Run) -> None:
     recipe, steps = run.recipe, run.folder / "steps"
     inputs = {"data": fingerprint(prepared_facts(recipe)), **Workspace(recipe).start}
     suite = suite_facts(recipe.suite, recipe.suite.folder or Path("held-out"))
-    write_json(steps / "export.json", {"made_from": {"training": {"inputs": inputs}}})
+    own = {"own": own_losses(recipe)} if own_losses(recipe) else {}
+    write_json(steps / "export.json", {"made_from": {"training": {"inputs": inputs, **own}}})
+    if recipe.mine and recipe.mine.model:
+        write_json(steps / "mine.json", {"made_from": {"model": stamps(resolve_model(recipe.mine.model))}})
     write_json(steps / "evaluate.json", {"made_from": {"suite": suite}})
     write_json(run.folder / "scorecard.json", {"means": {"task_type": {"student": 0.5}, "retention": 0.9}})
     write_json(run.folder / "run.json", {"state": "done"})
@@ -115,6 +120,38 @@ def test_a_finished_run_is_not_taken_over_once_what_its_paths_hold_has_changed(p
     (place / "start/config.json").write_text("{}")
     assert lacks().startswith("finished before its suite and its student's start changed")
     assert not said, "all of it could be read"
+
+
+def test_a_finished_run_is_not_taken_over_once_its_own_loss_or_its_mining_model_has_changed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "first").mkdir()
+    (place / "first/config.json").write_text("{}")
+    (place / "my_losses_of_a_study.py").write_text("def softer(views):\n    return views.student_nD.sum()\n")
+    monkeypatch.syspath_prepend(str(place))
+    losses = [{"kind": "match"}, {"kind": "own", "function": "my_losses_of_a_study:softer"}]
+    write(settings={"mine": {"model": "first"}, "stages.0.losses": losses})
+    for run in Ablation(Path("study.yaml"), print).runs:
+        finish(run)
+
+    def lacks() -> set[str]:
+        return {run.lacks.split(";")[0] for run in Ablation(Path("study.yaml"), print).runs}
+
+    assert lacks() == {""}
+    with (place / "my_losses_of_a_study.py").open("a") as file:
+        file.write("# other\n")
+    assert lacks() == {"finished before its own loss changed"}
+    (place / "first/config.json").write_text('{"a": 1}')
+    assert lacks() == {"finished before its own loss and its mining model changed"}
+
+
+def test_versions_that_differ_between_the_runs_of_a_study_are_said(place: Path) -> None:
+    runs = Ablation(Path("study.yaml"), print).runs
+    for run, torch_version in zip(runs, ("2.12.0", "2.13.0"), strict=True):
+        facts = {"versions": {"torch": torch_version, "mteb": "2.0"}, "gpus": [], "git": {"eyas": {"commit": "abc"}}}
+        write_json(run.folder / "environment.json", facts)
+    assert mixed(runs) == ["torch: 2.12.0, 2.13.0"]
+    assert mixed(runs[:1]) == []
 
 
 def test_a_result_outlives_its_data_and_a_hub_that_does_not_answer(place: Path) -> None:

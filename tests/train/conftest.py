@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.ranks import write_small_inputs
 from data_prep.tables import EXAMPLES, TEXTS, TOKENS, Examples, Ragged, Texts, Tokens
 from embedding.embedder import Embedder
 from embedding.files import content_keys
@@ -89,3 +91,11 @@ def student_config() -> StudentConfig:
 @pytest.fixture(scope="session")
 def inputs(teacher: Embedder, student_config: StudentConfig) -> Inputs:
     return make_inputs(docstring_rows(), teacher, student_config)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small inputs of `benchmarks.ranks`. Not to be written to."""
+    path = tmp_path_factory.mktemp("small")
+    write_small_inputs(path)
+    return path

@@ -201,3 +201,49 @@ def test_graded_pairs_are_not_contrasted_and_own_negatives_are_known(
     }
     assert own == {"q": {"hard", "harder"}, "r": {"hard"}}
     assert drawn.rows_of_kind == {"single": 0, "pairs": 2, "negatives": 2, "graded": 2}
+
+
+def test_the_epochs_take_turns_among_a_rows_positives_and_negatives(
+    teacher: Embedder, student_config: StudentConfig
+) -> None:
+    data = make_inputs([Row("q", ["a", "b", "c"], ["x", "y", "z"])], teacher, student_config)
+    batches = [sampler(data, batch_size=1).batch(epoch) for epoch in range(40)]
+    assert {words(data, b, int(b.document_K[b.positive_B[0]])) for b in batches} == {"a", "b", "c"}
+    assert {words(data, b, int(b.document_K[b.negative_BH[0, 0]])) for b in batches} == {"x", "y", "z"}
+
+
+def two_sources(teacher: Embedder, student_config: StudentConfig) -> Inputs:
+    rows = [Row(f"query {i}", [f"document {i}"], [], source="big" if i % 4 else "small") for i in range(80)]
+    return make_inputs(rows, teacher, student_config)
+
+
+@pytest.mark.parametrize("one_source", [True, False])
+def test_each_of_several_sources_is_seen_whole_before_a_row_of_it_comes_again(
+    one_source: bool, teacher: Embedder, student_config: StudentConfig
+) -> None:
+    inputs = two_sources(teacher, student_config)
+    mixed = sampler(inputs, weights={"big": 0.25, "small": 0.75}, one_source=one_source)
+    steps = SLOTS + 40 if one_source else (SLOTS + 400) // 10  # into the second round of turns
+    drawn = np.concatenate([mixed._draw(step)[0] for step in range(steps)])
+    for source in range(2):
+        own = np.flatnonzero(inputs.examples.sources == source).tolist()
+        seen = drawn[inputs.examples.sources[drawn] == source].tolist()
+        assert len(seen) > 2 * len(own)
+        for start in range(0, len(seen) - len(own) + 1, len(own)):
+            assert sorted(seen[start : start + len(own)]) == own
+
+
+def test_shares_are_sizes_to_the_power_of_alpha(teacher: Embedder, student_config: StudentConfig) -> None:
+    inputs = two_sources(teacher, student_config)
+    small = inputs.examples.source_names.index("small")
+    for alpha, wanted in ((1.0, 0.25), (0.5, 1 / (1 + 3**0.5)), (0.0, 0.5), (-0.5, 3**0.5 / (1 + 3**0.5))):
+        assert np.mean(sampler(inputs, alpha=alpha)._source_of == small) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_every_beginning_of_a_training_is_mixed_as_the_whole(teacher: Embedder, student_config: StudentConfig) -> None:
+    inputs = two_sources(teacher, student_config)
+    mixed = sampler(inputs, weights={"big": 0.91, "small": 0.09})
+    drawn = np.cumsum(mixed._source_of == inputs.examples.source_names.index("small"))
+    assert np.abs(drawn - 0.09 * np.arange(1, SLOTS + 1)).max() < 2
+    gaps = np.diff(np.flatnonzero(np.diff(drawn)))
+    assert len(set(gaps.tolist())) > 5, "but not at a beat"

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks.pairs import TEACHER
 from benchmarks.processes import run_ranks
-from benchmarks.ranks import KEPT, load_inputs, small_recipe, write_small_inputs
+from benchmarks.ranks import KEPT, load_inputs, small_recipe
 from benchmarks.steps import train_state
 from embedding.embedder import Embedder
-from train.distributed import any_rank, broadcast_object, gather_rows, rank, sum_over_ranks, world_size
+from train.distributed import any_rank, broadcast, gather_rows, rank, sum_over_ranks, world_size
 from train.loop import train
 from train.losses import loss_part
 from train.losses_labels import info_nce_part
@@ -29,13 +29,6 @@ from train.views import PART_BITS
 WIDTH = 16
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("small")
-    write_small_inputs(path)
-    return path
-
-
 def gathered() -> dict[str, Any]:
     dist.init_process_group("gloo")
     mine = torch.full((2, 3), float(rank()), requires_grad=True)
@@ -44,9 +37,10 @@ def gathered() -> dict[str, Any]:
     (rows * scale).sum().backward()
     flags = [any_rank(rank() == asked, torch.device("cpu")) for asked in (0, 2, 9)]
     total = float(sum_over_ranks(torch.tensor(1.0 + rank())))
-    told = broadcast_object({"chunk": 64} if rank() == 0 else None)
+    told = torch.full((2,), 64.0 + rank(), requires_grad=True)
+    broadcast([told])
     facts = {"backend": dist.get_backend(), "ranks": world_size()}
-    return {"rows": rows.detach(), "grad": mine.grad, "flags": flags, "total": total, "told": told, **facts}
+    return {"rows": rows.detach(), "grad": mine.grad, "flags": flags, "total": total, "told": told.tolist(), **facts}
 
 
 def test_gathered_rows_have_the_gradients_of_all_ranks() -> None:
@@ -58,7 +52,7 @@ def test_gathered_rows_have_the_gradients_of_all_ranks() -> None:
         assert result["grad"][:, 0].tolist() == [(2 * at + 1) * 6, (2 * at + 2) * 6]
         assert result["flags"] == [True, True, False]
         assert result["total"] == 6.0
-        assert result["told"] == {"chunk": 64}
+        assert result["told"] == [64.0, 64.0]
 
 
 def gradients(folder: str, moved: int | None) -> dict[str, Any]:
@@ -136,11 +130,11 @@ def test_each_loss_says_how_hard_it_pulls_whatever_the_ranks(folder: Path) -> No
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-def resumed(folder: str) -> str:
+def resumed(folder: str, runs: str) -> str:
     """What a training is told whose ranks see other folders."""
     recipe, inputs = small_recipe(1), load_inputs(Path(folder))
     student = build_student(recipe.student, Embedder.from_pretrained(TEACHER), 0)
-    place = Path(folder) / f"run-{os.environ.get('RANK', '0')}"
+    place = Path(runs) / f"run-{os.environ.get('RANK', '0')}"
     if "RANK" not in os.environ:
         train(recipe, student, inputs, place)
         return ""
@@ -149,9 +143,11 @@ def resumed(folder: str) -> str:
     return str(error.value)
 
 
-def test_ranks_that_find_other_checkpoints_are_refused_and_do_not_wait_for_each_other(folder: Path) -> None:
-    resumed(str(folder))
-    for said in run_ranks(2, resumed, str(folder)):
+def test_ranks_that_find_other_checkpoints_are_refused_and_do_not_wait_for_each_other(
+    folder: Path, tmp_path: Path
+) -> None:
+    resumed(str(folder), str(tmp_path))
+    for said in run_ranks(2, resumed, str(folder), str(tmp_path)):
         assert "the ranks found checkpoints of the steps [0, 1]" in said
 
 

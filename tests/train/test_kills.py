@@ -12,18 +12,10 @@ import pytest
 from torch.multiprocessing import ProcessExitedException
 
 from benchmarks.processes import run_ranks, start
-from benchmarks.ranks import write_small_inputs
 from benchmarks.resume import EVERY, PREEMPTED, logged, newest, outcome, run_to_end
 
 ROOT = Path(__file__).parents[2]
 STEPS = 16
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("small")
-    write_small_inputs(path)
-    return path
 
 
 def wait_for(run: Path, step: int, seconds: float = 60) -> None:

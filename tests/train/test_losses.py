@@ -171,7 +171,7 @@ def relative(x: dict[str, Array], o: dict[str, Any]) -> float:
         teacher = x["t"][i] @ x["t"][j] - x["t"][m] @ x["t"][n]
         if i != j and m != n and abs(teacher) > 1e-9:
             student = x["z"][i] @ x["z"][j] - x["z"][m] @ x["z"][n]
-            terms.append(max(0.0, 0.015 - np.sign(teacher) * student))
+            terms.append(max(0.0, o.get("margin", 0.015) - np.sign(teacher) * student))
     return float(np.mean(terms))
 
 
@@ -187,8 +187,9 @@ def score_kl(x: dict[str, Array], o: dict[str, Any]) -> float:
         if o.get("candidates") == "row":
             places = np.array([x["positive"][b], *[k for k in x["negative"][b] if k >= 0]])
         texts = x["document"][places]
-        p = softmax(x["t"][texts] @ x["t"][b] / 0.05)
-        q = softmax(x["z"][texts] @ x["z"][b] / 0.05)
+        temperature = o.get("temperature", 0.05)
+        p = softmax(x["t"][texts] @ x["t"][b] / temperature)
+        q = softmax(x["z"][texts] @ x["z"][b] / temperature)
         total.append((p * np.log(p / q)).sum())
     return float(np.mean(total))
 
@@ -244,9 +245,11 @@ CASES: list[tuple[str, Reference, dict[str, Any]]] = [
     ("gram", cut(gram), {"widths": [5]}),
     ("relative", relative, {"samples": 50}),
     ("relative", relative, {"samples": 50, "on": ["query"]}),
+    ("relative", relative, {"samples": 50, "margin": 0.3}),
     ("relative", cut(relative), {"samples": 50, "widths": [5]}),
     ("score_kl", score_kl, {}),
     ("score_kl", score_kl, {"candidates": "row"}),
+    ("score_kl", score_kl, {"temperature": 0.3}),
     ("score_kl", cut(score_kl), {"widths": [5]}),
     ("margin_mse", margin_mse, {}),
     ("margin_mse", cut(margin_mse), {"widths": [5]}),

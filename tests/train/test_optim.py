@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 from embedding.embedder import Embedder
 from train.frozen import freeze
 from train.losses import Match
-from train.optim import build_optimizer, embedding_tables, learning_rate, set_learning_rate
+from train.optim import build_optimizer, embedding_tables, schedule_factor, set_learning_rate
 from train.recipe import Stage, StudentConfig
 from train.student import build_student
 
@@ -29,9 +29,9 @@ def stage(**changes: object) -> Stage:
 )
 def test_the_rate_warms_up_and_then_follows_its_schedule(schedule: str, after_warmup: list[float]) -> None:
     of = stage(schedule=schedule, warmup=0.25)
-    assert [learning_rate(of, step, 8) for step in range(8)] == pytest.approx([0.5, 1.0, *after_warmup])
-    assert learning_rate(stage(schedule=schedule, warmup=0.0), 0, 8) == 1.0
-    assert learning_rate(stage(schedule=schedule, warmup=0.0), 0, 1) == 1.0
+    assert [schedule_factor(of, step, 8) for step in range(8)] == pytest.approx([0.5, 1.0, *after_warmup])
+    assert schedule_factor(stage(schedule=schedule, warmup=0.0), 0, 8) == 1.0
+    assert schedule_factor(stage(schedule=schedule, warmup=0.0), 0, 1) == 1.0
 
 
 def test_matrices_decay_and_token_embeddings_have_a_rate_of_their_own(

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from train.permutation import mix_int, permute
+from embedding.mix import mix_int
+from train.permutation import permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 4097])

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.pairs import TEACHER, load_inputs, ranking_rows, write_inputs
 from benchmarks.processes import run_alone
-from benchmarks.ranks import small_recipe, train_state, write_small_inputs
+from benchmarks.ranks import small_recipe, train_state
 from embedding.embedder import Embedder
 from train.checkpoint import newest_checkpoint
 from train.loop import train
@@ -30,13 +30,6 @@ from train.spikes import SpikeConfig, SpikeGuard
 from train.step import Memory, prepare_work, train_step
 from train.student import Student, build_student
 from train.views import Views
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("small")
-    write_small_inputs(path)
-    return path
 
 
 def recipe(**compute: Any) -> Recipe:
@@ -254,3 +247,17 @@ def test_compiled_layers_give_the_same_losses(layer_checkpointing: bool, folder:
     for a, b in zip(found[False], found[True], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_dropout_is_another_in_each_step_and_the_same_when_a_step_is_repeated(folder: Path) -> None:
+    settings = recipe()
+    settings = settings.model_copy(update={"student": settings.student.model_copy(update={"dropout": 0.3})})
+    inputs = load_inputs(folder)
+    plan, model = plan_stages(settings, inputs)[0], student(settings).train()
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "base_lr": 0.0}], lr=0.0)
+    memory = Memory(token_budget=512, activation_bytes=1e9, bytes_per_token=1.0)
+    state = train_state(Accelerator(cpu=True), model, model, optimizer, plan, memory)
+    work = prepare_work(plan.sampler, inputs.vectors, 0)
+    works = [replace(work, batch=replace(work.batch, step=number)) for number in (0, 0, 1)]
+    first, again, other = (train_step(state, one)["loss"] for one in works)
+    assert first == again != other

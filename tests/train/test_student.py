@@ -289,3 +289,15 @@ def test_what_a_closed_form_cannot_set_is_refused_as_the_student_is_built(teache
         build_student(StudentConfig(start=start), teacher, 0)
     with pytest.raises(ValueError, match="needs a student narrower than its teacher, and as many texts"):
         check_pca(build_student(StudentConfig(start=PrunedStudent(layers=[1])), teacher, 0, width=32), 32)
+
+
+def test_a_cut_vector_goes_through_the_first_columns_of_the_map(
+    teacher: Embedder, student_config: StudentConfig
+) -> None:
+    student = build_student(student_config, teacher, 0)
+    with torch.no_grad():
+        vectors_nD, projected_VnE = student([ROWS], 1, [4, 8])
+    assert student.projection is not None
+    weight_ED = student.projection.weight.detach()
+    cuts = [torch.nn.functional.normalize(vectors_nD[:, :width], dim=1) @ weight_ED[:, :width].T for width in (4, 8)]
+    torch.testing.assert_close(projected_VnE, torch.stack([vectors_nD @ weight_ED.T, *cuts]))
