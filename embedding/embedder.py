@@ -161,7 +161,7 @@ class Embedder(nn.Module):
             return False
         key = self.device.type, dtype
         if key not in self._alike:
-            self._alike[key] = comes_out_alike(self.backbone, self.padded, self.packed, dtype)
+            self._alike[key] = comes_out_alike(self, dtype)
         return self._alike[key]
 
     def padded(self, rows: Sequence[np.ndarray]) -> Tensor:

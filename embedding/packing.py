@@ -1,9 +1,9 @@
 """What a text's vector depends on: whether a model runs in packed chunks, and how long a text may be before what stands
 beside it in a chunk shows in its vector."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,30 @@ ALIKE, ALIKE_IN_HALF = 1e-5, 1e-2
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-Way = Callable[[Sequence[np.ndarray]], Tensor]
-"""Id rows as one chunk -> their vectors, [n, D]."""
+class TwoWays(Protocol):
+    """What a trial asks of an embedder."""
+
+    backbone: PreTrainedModel
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As of nn.Module."""
+
+    def padded(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """Vectors of id rows in a padded chunk: [n, D]."""
+
+    def packed(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """The same in a packed one."""
 
 
-def comes_out_alike(backbone: PreTrainedModel, padded: Way, packed: Way, dtype: torch.dtype) -> bool:
-    """Whether a packed chunk has the vectors of a padded one, computed in `dtype` where the backbone is.
-
-    It has not where a model has an attention of its own (MPNet, DeBERTa), caps its scores (Gemma 2), or joins
-    neighbouring tokens before the first layer (MobileBERT): there a text would see the one before it. Nor where the
-    kernel refuses its heads.
+def comes_out_alike(model: TwoWays, dtype: torch.dtype) -> bool:
+    """Whether a packed chunk has the vectors of a padded one, computed in `dtype` where `model` is. It has not where a
+    model has an attention of its own (MPNet, DeBERTa), caps its scores (Gemma 2), or joins neighbouring tokens before
+    the first layer (MobileBERT): there a text would see the one before it. Nor where the kernel refuses its heads.
 
     What short texts cannot show is read: layers that look at pieces of a text (Llama 4), and windows that a model puts
     into its mask alone and does not hand to the attention (Qwen2-MoE): a packed row has no mask.
@@ -35,27 +49,28 @@ def comes_out_alike(backbone: PreTrainedModel, padded: Way, packed: Way, dtype: 
     Raises:
         torch.OutOfMemoryError: the device is full, which says nothing of the model.
     """
+    backbone: Any = model.backbone
     if not backbone._supports_attention_backend or not KNOWN_LAYERS.issuperset(_layer_types(backbone.config)):
         return False
     rows = [np.array([1005, 1006, 1007]), np.array([1008, 1009])]
     rows = [row % backbone.config.vocab_size for row in rows]
-    half, device = dtype.itemsize < 4, backbone.device.type
+    half, device = dtype.itemsize < 4, model.device.type
     mixed = half and dtype != backbone.dtype
-    before = backbone.training
-    backbone.train(False)
+    before = model.training
+    model.train(False)
     try:
         # Not with autocast's cache: it would keep casts of the weights without a gradient.
         with torch.no_grad(), torch.autocast(device, dtype if mixed else None, mixed, cache_enabled=False):
-            padded_ND = normalize(padded(rows))
+            padded_ND = normalize(model.padded(rows))
             with _noted_windows() as windows:
                 try:
-                    packed_ND = normalize(packed(rows))
+                    packed_ND = normalize(model.packed(rows))
                 except torch.OutOfMemoryError:
                     raise
                 except (RuntimeError, TypeError, ValueError):  # it takes no offsets, or its attention does more
                     return False
     finally:
-        backbone.train(before)
+        model.train(before)
     if "sliding_attention" in _layer_types(backbone.config) and not any(windows):
         return False
     return bool((packed_ND * padded_ND).sum(dim=1).min() > 1 - (ALIKE_IN_HALF if half else ALIKE))

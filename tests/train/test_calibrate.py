@@ -48,7 +48,7 @@ def test_beside_what_is_kept_there_is_room_for_the_longest_text_of_every_stage(
     """A later stage may read longer texts than the first, whose batch is what is measured."""
     asked = []
 
-    def room(student: object, memory: object, chunk: int, shards: int) -> float:
+    def room(student: object, memory: object, chunk: int, shards: int, state: int) -> float:
         asked.append(chunk)
         return 1e9
 
