@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedding.files import in_bytes
-from launch.disk import shortages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +96,7 @@ def show(
     from rich.markup import escape
     from rich.table import Table
 
+    from launch.disk import shortages
     from launch.forecast import teacher_on, training_on
 
     facts = Table.grid(padding=(0, 2))

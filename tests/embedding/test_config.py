@@ -149,3 +149,10 @@ def test_a_message_does_not_list_thousands_of_names() -> None:
     assert said.startswith("; valid: Task0000, Task0001,")
     assert said.endswith(" and 1,960 more")
     assert suggest("nonsense", ["b", "a"]) == "; valid: a, b"
+
+
+def test_booleans_are_those_of_yaml_1_2() -> None:
+    """By YAML 1.1 the parts of a text that a loss is `on`, and Norwegian, are booleans."""
+    text = "{on: [query], languages: [no, en], yes: y, sure: true, never: False}"
+    found = {"on": ["query"], "languages": ["no", "en"], "yes": "y", "sure": True, "never": False}
+    assert read_yaml(text, "here") == found

@@ -60,7 +60,7 @@ def test_kept_scores_are_of_the_same_data_and_of_the_same_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eval.suite import SuiteConfig
-    from launch import scoring
+    from launch import prepared, scoring
 
     mirror, elsewhere = tmp_path / "mirror", tmp_path / "elsewhere"
     for folder in (mirror / "mteb" / "copied", elsewhere):
@@ -78,7 +78,7 @@ def test_kept_scores_are_of_the_same_data_and_of_the_same_versions(
         (folder / "test.jsonl").write_text("another row")
         seen.append(facts())
     for package in ("mteb", "scikit-learn"):
-        monkeypatch.setattr(scoring, "version", lambda name, other=package: "9" if name == other else "1")
+        monkeypatch.setattr(prepared, "version", lambda name, other=package: "9" if name == other else "1")
         seen.append(facts())
     assert len(set(seen)) == len(seen)
 
