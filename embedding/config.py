@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -25,16 +25,15 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with the floats and the booleans of YAML 1.2: in 1.1 the key `on` and the language `no` are
     booleans too."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in found if tag != _BOOL_TAG]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that `_Loader` would take for a float."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != _BOOL_TAG]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Loader.add_implicit_resolver(_BOOL_TAG, _BOOL, list("tTfF"))
