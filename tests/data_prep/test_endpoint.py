@@ -126,6 +126,7 @@ def test_what_passes_is_tried_again_with_growing_pauses(
     np.testing.assert_allclose(encode(endpoint, ["x"]), expected(["x"]), atol=1e-6)
     # A broken keep-alive connection may be renewed without an answer seen.
     assert len(server.times) - begun >= 4 - (status == 0)
+    pauses = [pause for pause in pauses if pause < 1]  # others wait for threads
     if status:
         assert len(pauses) == 3
         assert pauses[0] <= 0.02 < 0.04 <= pauses[2]
