@@ -315,9 +315,10 @@ class Ablation:
             ValueError: nothing of the baseline is finished.
         """
         trials: dict[str, list[Trial]] = {name: [] for name in self.variants}
-        finished = [run for run in self.runs if run.done]
+        finished = []
         for run in self.runs:
-            if run in finished:
+            if run.done:
+                finished.append(run)
                 timings = read_json(run.folder / "timings.json")
                 card = read_json(run.folder / "scorecard.json")
                 trials[run.variant].append(Trial(run.seed, card, float(timings["train"])))

@@ -32,7 +32,7 @@ class Present:
         start, suite, mine = recipe.student.start, recipe.suite, recipe.mine
         looks: dict[str, tuple[Any, Callable[[], str | None], str | None]] = {
             "data": ([recipe.data, suite], lambda: _data_now(recipe), trained["data"]),
-            "suite": (suite, lambda: _suite_now(suite, scored), fingerprint(scored)),
+            "suite": ([suite, scored], lambda: _suite_now(suite, scored), fingerprint(scored)),
             "student's start": (start, lambda: _start_now(recipe), trained.get("start")),
             "own loss": (recipe.stages, lambda: fingerprint(own_losses(recipe)), fingerprint(training.get("own", {}))),
         }

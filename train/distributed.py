@@ -55,8 +55,10 @@ def join() -> None:
         )
     try:
         PartialState(cpu=gpus == 0, timeout=WAIT)
-    except NotImplementedError as error:  # GPUs that cannot talk to each other directly
-        raise ValueError(f"{error}; export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1") from None
+    except NotImplementedError as error:
+        if "NCCL_P2P_DISABLE" not in str(error):
+            raise
+        raise ValueError(str(error)) from None  # GPUs that cannot talk to each other directly; says what to set
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -67,8 +69,8 @@ def join() -> None:
 
 
 def launched_fsdp() -> int | None:
-    """The version of FSDP that `accelerate launch` was asked for; None: of none."""
-    used = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes", "on")
+    """The version of FSDP that `accelerate launch` was asked for, as Accelerate reads it; None: of none."""
+    used = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return int(os.environ.get("FSDP_VERSION", "1")) if used else None
 
 

@@ -81,11 +81,11 @@ def test_a_study_killed_half_way_goes_on_and_ends(place: Path) -> None:
     assert all("from another recipe" in run.lacks for run in Ablation(Path("study.yaml"), print).runs)
 
 
-def finish(run: Run) -> None:
+def finish(run: Run, held_out: Path = Path("held-out")) -> None:
     """Leave behind what a study looks at in a finished run."""
     recipe, steps = run.recipe, run.folder / "steps"
     inputs = {"data": fingerprint(prepared_facts(recipe)), **Workspace(recipe).start}
-    suite = suite_facts(recipe.suite, recipe.suite.folder or Path("held-out"))
+    suite = suite_facts(recipe.suite, recipe.suite.folder or held_out)
     own = {"own": own_losses(recipe)} if own_losses(recipe) else {}
     write_json(steps / "export.json", {"made_from": {"training": {"inputs": inputs, **own}}})
     if recipe.mine and recipe.mine.model:
@@ -143,6 +143,16 @@ def test_a_finished_run_is_not_taken_over_once_its_own_loss_or_its_mining_model_
     assert lacks() == {"finished before its own loss changed"}
     (place / "first/config.json").write_text('{"a": 1}')
     assert lacks() == {"finished before its own loss and its mining model changed"}
+
+
+def test_each_run_of_a_study_may_have_held_out_texts_of_its_own(place: Path) -> None:
+    runs = Ablation(Path("study.yaml"), print).runs
+    for run in runs:
+        held_out = place / run.variant
+        held_out.mkdir()
+        (held_out / "texts").write_text(run.variant)
+        finish(run, held_out)
+    assert [run.lacks for run in Ablation(Path("study.yaml"), print).runs] == ["", ""]
 
 
 def test_versions_that_differ_between_the_runs_of_a_study_are_said(place: Path) -> None:
