@@ -117,8 +117,8 @@ def show(
         for kind, on in by_kind.items():
             if on is not None and on.change:
                 console.print(f"[red]does not fit:[/] {part} on {kind.name}: needs {on.gigabytes:.1f} GB; {on.change}")
-    if found.unread:
-        console.print(f"[yellow]note:[/] {escape(found.unread)}", soft_wrap=True)
+    for line in found.remarks:
+        console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
     for line in found.unknown:
         console.print(f"[yellow]unknown:[/] {escape(line)}", soft_wrap=True)
     if found.unknown and found.teacher is None and recipe.teacher.kind == "local":

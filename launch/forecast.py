@@ -24,7 +24,7 @@ from launch.gpus import Gpu
 from launch.shapes import Known, Shape, Weights
 from train.batches import source_shares
 from train.calibrate import CUDA_SHARE
-from train.plan import StagePlan, check_matched, check_widths, foreseen, plan_stages, unread_instructions
+from train.plan import StagePlan, check_matched, check_widths, foreseen, plan_stages, remarks
 from train.recipe import Recipe, Stage
 
 COUNTED = 20_000
@@ -111,8 +111,8 @@ class Forecast:
     activation_bytes: float
     """Of one token of the student in training."""
     unknown: list[str]
-    unread: str
-    """Where instructions of the sources reach no text, what to say of it."""
+    remarks: list[str]
+    """What may be meant otherwise."""
 
     @property
     def store_bytes(self) -> int | None:
@@ -177,7 +177,7 @@ def forecast(
         stages=[_stage(plan, texts, examples, recipe.mine, tokenizer, template, shape) for plan in plans],
         activation_bytes=shape.activation_bytes(torch.bfloat16) if shape else 0.0,
         unknown=unknown,
-        unread=unread_instructions(texts, template),
+        remarks=remarks(recipe, texts, template),
     )
 
 

@@ -30,7 +30,7 @@ from launch.steps import Ledger, Result
 from launch.workspace import Workspace, on_device, parameters, placed, query_prompts, write_facts
 from train.distributed import from_main, gather_objects, rank, world_size
 from train.loop import train
-from train.plan import check_student, plan_stages, unread_instructions
+from train.plan import check_student, plan_stages, remarks
 from train.recipe import Recipe
 from train.student import finished
 
@@ -212,8 +212,8 @@ class Pipeline:
         self.at.free_teacher()  # its memory belongs to the training now
         if rank() == 0:
             self.ledger.say("", placed())
-            if unread := unread_instructions(self.at.texts, student.embedder.template):
-                self.ledger.say("", unread)
+            for remark in remarks(self.recipe, self.at.texts, student.embedder.template):
+                self.ledger.say("", remark)
             # Not before: what is refused on its way leaves the folder as the last good run made it.
             self._keep_if_finished()
             write_facts(self.at)

@@ -244,8 +244,26 @@ def check_widths(stages: Sequence[Stage], width: int) -> None:
                 )
 
 
-def unread_instructions(texts: Texts, template: Template) -> str:
-    """What to say where instructions and the student's prompts have no use for one another; else ""."""
+def remarks(recipe: Recipe, texts: Texts, template: Template) -> list[str]:
+    """What may be meant otherwise, in a recipe that can be trained as it is."""
+    return [said for said in (_unread_instructions(texts, template), _longer_than_trained(recipe)) if said]
+
+
+def _longer_than_trained(recipe: Recipe) -> str:
+    """Where a decoder built from nothing will read longer texts than any stage shows it; else "". An encoder's layers
+    hold for longer texts than they were trained with, those of such a decoder do not (docs/experiments.md)."""
+    longest = max(stage.max_tokens for stage in recipe.stages)
+    if not isinstance(recipe.student.start, BuiltStudent) or recipe.student.max_tokens <= longest:
+        return ""
+    return (
+        f"the student reads {recipe.student.max_tokens} tokens of a text and no stage shows it more than {longest}: a "
+        "decoder built from nothing is worse beyond what it was trained with; raise max_tokens of a stage, or lower "
+        "student.max_tokens"
+    )
+
+
+def _unread_instructions(texts: Texts, template: Template) -> str:
+    """Where instructions and the student's prompts have no use for one another; else ""."""
     count = sum(bool(task) for task in texts.tasks.unique().to_pylist())
     wanted = any("{task}" in prompt for prompt in (template.query, template.document))
     if wanted and not count:

@@ -101,6 +101,15 @@ def test_a_student_without_prompts_is_counted_without_them_and_its_instructions_
     assert said not in prompted.stdout
 
 
+def test_a_decoder_built_to_read_more_than_it_is_shown_is_named(finished: Path) -> None:
+    shape = "layers: 1, width: 384, heads: 6, kv_heads: 6, ffn: 64"
+    built = f"student.start={{kind: built, {shape}}}"
+    said = "the student reads 48 tokens of a text and no stage shows it more than 32"
+    assert said in plan("student.max_tokens=48", built).stdout
+    assert "no stage shows it" not in plan(built).stdout
+    assert "no stage shows it" not in plan("student.max_tokens=48").stdout, "the layers of an encoder hold"
+
+
 def test_a_plan_prepares_and_finds_every_vector_missing(finished: Path) -> None:
     result = plan("data.sources.0.limit=20")
     assert result.exit_code == 0, result.output
