@@ -12,7 +12,7 @@ into the token embeddings; the other side trains the same layers, copied, on the
 from what the training gives, the other side trains the folded student too, at the setting found for the copied one, the
 seconds of the fold counted on it as well. A decoder is built from nothing by `configs/experiments/decoder.yaml`: there
 both sides begin with the product's closed form (`train.static_start`), fitted to each side's own vectors, and there is
-no other start. That recipe also contrasts the pairs (InfoNCE, weight 0.2), which the other side's loss cannot.
+no other start.
 
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
 measured in turns. Learning rate and batch size are searched on both sides over the same grid, with the same minutes
