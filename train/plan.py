@@ -251,13 +251,13 @@ def remarks(recipe: Recipe, texts: Texts, template: Template) -> list[str]:
 
 def _longer_than_trained(recipe: Recipe) -> str:
     """Where a decoder built from nothing will read longer texts than any stage shows it; else "". An encoder's layers
-    hold for longer texts than they were trained with, those of such a decoder do not (docs/experiments.md)."""
+    hold for longer texts than they were trained with, those of such a decoder may not (docs/experiments.md)."""
     longest = max(stage.max_tokens for stage in recipe.stages)
     if not isinstance(recipe.student.start, BuiltStudent) or recipe.student.max_tokens <= longest:
         return ""
     return (
         f"the student reads {recipe.student.max_tokens} tokens of a text and no stage shows it more than {longest}: a "
-        "decoder built from nothing is worse beyond what it was trained with; raise max_tokens of a stage, or lower "
+        "decoder built from nothing can lose beyond what it was trained with; raise max_tokens of a stage, or lower "
         "student.max_tokens"
     )
 
