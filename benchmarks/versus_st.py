@@ -17,12 +17,12 @@ no other start.
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
 measured in turns. Learning rate and batch size are searched on both sides over the same grid, with the same minutes
 each, by the cosine to the teacher on held-out text; what was found is printed. While a side is best at the largest or
-smallest rate tried, the next one is tried on both; the other side's best is tried with the product's rate for the token
-embeddings too, where it begins with the closed form. The scores are those of one suite:
-English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one
-seed, and without the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text,
-three seeds: seven hours, or a seed at a time: `--seeds 1 --add` searches again and joins what it finds to the runs of
-the saved result (`benchmarks.outcomes`).
+smallest rate or batch size tried, the next one is tried on both; the other side's best is tried with the product's rate
+for the token embeddings too, where it begins with the closed form. The scores are those of one suite: English tasks of
+six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one seed, and without
+the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text, three seeds: seven
+hours, or a seed at a time: `--seeds 1 --add` searches again and joins what it finds to the runs of the saved result
+(`benchmarks.outcomes`).
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds,
 with the 95 % interval of chance in the items and the seeds (`eval.study`; with one seed, in the items alone);
@@ -32,10 +32,12 @@ the first of its starts.
 """
 
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import yaml
@@ -68,8 +70,8 @@ from train.recipe import Recipe
 
 SEARCH_TEXTS = 1_000
 """Held-out texts that a setting is chosen by."""
-BEYOND = 3.0
-"""Factor from one learning rate to the next, outside the grid."""
+BEYOND = {"learning_rate": 3.0, "batch_size": 2.0}
+"""Factor from one to the next, outside the grid."""
 LAYERS = 2
 """Of the student that the protocol fixed before the first run."""
 RECIPES = {"pruned": "versus", "decoder": "decoder"}
@@ -100,16 +102,28 @@ class HeldOut:
         return float((self._encode(model) * self._vectors_ND).sum(axis=1).mean())
 
 
-def beyond(tried: Collection[float], chosen: Collection[float]) -> float | None:
-    """The rate to try next: a step outside those tried, where the best of a side lies at their edge."""
-    if max(tried) in chosen:
-        return max(tried) * BEYOND
-    return min(tried) / BEYOND if min(tried) in chosen else None
-
-
 def best(found: Mapping[Setting, float]) -> Setting:
     """The setting with the best score."""
     return max(found, key=lambda setting: found[setting])
+
+
+def beyond(tried: Collection[float], chosen: Collection[float], factor: float) -> float | None:
+    """What to try next: a step outside what was tried, where the best of a side lies at its edge."""
+    if max(tried) in chosen:
+        return max(tried) * factor
+    return min(tried) / factor if min(tried) in chosen else None
+
+
+def further(ours: Mapping[Setting, float], theirs: Mapping[Setting, float]) -> list[Setting]:
+    """The settings to try next on both sides: outside the rates with every batch size, then outside the sizes with the
+    best rate of each side."""
+    chosen = [best(ours), best(theirs)]
+    rates, sizes = ({getattr(setting, name) for setting in ours} for name in BEYOND)
+    if rate := beyond(rates, {setting.learning_rate for setting in chosen}, BEYOND["learning_rate"]):
+        return [Setting(rate, size) for size in sorted(sizes)]
+    if size := beyond(sizes, {setting.batch_size for setting in chosen}, BEYOND["batch_size"]):
+        return [Setting(rate, int(size)) for rate in sorted({setting.learning_rate for setting in chosen}) if size >= 1]
+    return []
 
 
 class Versus:
@@ -117,7 +131,7 @@ class Versus:
 
     def __init__(self, given: Namespace, fixed: Protocol) -> None:
         self.given, self.plan, self.smoke = given, fixed.versus_st, given.smoke
-        self._pace_steps = SMOKE_STEPS if given.smoke else fixed.pace_steps
+        self._pace_steps = fixed.pace_steps
         experiment = Experiment.of(RECIPES[given.student], given, self.plan.cut)
         # Texts, vectors and times of its own: nothing is shared with another student or benchmark.
         work = experiment.work.name.replace(RECIPES[given.student], "versus", 1)
@@ -126,20 +140,16 @@ class Versus:
         self.experiment = experiment.with_settings(*keep)
         grid = [Setting(rate, size) for size in self.plan.batch_sizes for rate in self.plan.learning_rates]
         self.grid = [setting._replace(batch_size=8) for setting in grid[:2]] if given.smoke else grid
-        sizes = dict.fromkeys(setting.batch_size for setting in self.grid)
-        of_size = {size: self.experiment.with_settings(f"stages.0.batch_size={size}") for size in sizes}
-        self.paces = {size: experiment.pace(fixed.pace_steps) for size, experiment in of_size.items()}
-        first = next(iter(self.paces.values()))
+        sizes = list(dict.fromkeys(setting.batch_size for setting in self.grid))
+        self.paces = {size: self._sized(size).pace(fixed.pace_steps) for size in sizes}
+        first = self.paces[sizes[0]]
         self.vector_seconds = first.teacher_seconds() + first.token_seconds  # the peer's Trainer tokenizes as it trains
         self.recipe = load_config(Recipe, self.experiment.recipe, self.experiment.overrides("any"))
-        self.data = next(iter(of_size.values())).prepared(fixed.pace_steps)
+        self.data = self._sized(sizes[0]).prepared(fixed.pace_steps)
         self.peer = Peer(self.experiment, self.recipe, self.data)
         self.peer_vectors = self.peer.vectors()
         self.starts = self._starts()
-        self.peer_paces = {
-            size: self.peer.train(f"pace-{size}", Setting(1e-4, size), self._pace_steps, 0, self.starts[0])
-            for size in sizes
-        }
+        self.peer_paces = {size: self._peer_pace(size) for size in sizes}
 
     def made_from(self) -> str:
         """What a seed's figures depend on besides the machine, the product and the seed."""
@@ -150,6 +160,13 @@ class Versus:
         if self.given.student == "decoder":
             return ["static"]
         return self.plan.starts[: 1 if self.given.no_folded else None]
+
+    def _sized(self, size: int) -> Experiment:
+        return self.experiment.with_settings(f"stages.0.batch_size={size}")
+
+    def _peer_pace(self, size: int) -> dict[str, Any]:
+        steps = SMOKE_STEPS if self.smoke else self._pace_steps
+        return self.peer.train(f"pace-{size}", Setting(1e-4, size), steps, 0, self.starts[0])
 
     def our_steps(self, setting: Setting, seconds: float) -> int:
         """The product's steps that fill so many seconds."""
@@ -176,8 +193,8 @@ class Versus:
         heldout = HeldOut(self.data / "heldout", self.recipe.stages[0].max_tokens)
         seconds = 60 * self.plan.search_minutes
         ours, theirs = {}, {}
-        our_lines: dict[int, list[dict[str, float]]] = {size: [] for size in self.paces}
-        their_steps: dict[int, list[float]] = {size: [] for size in self.paces}
+        our_lines: defaultdict[int, list[dict[str, float]]] = defaultdict(list)
+        their_steps: defaultdict[int, list[float]] = defaultdict(list)
 
         def try_peer(at: int, setting: Setting) -> None:
             pace = self.peer_paces[setting.batch_size]
@@ -189,6 +206,11 @@ class Versus:
         settings = list(self.grid)
         for at, setting in enumerate(settings):  # which grows
             size = setting.batch_size
+            if size not in self.paces:
+                self.paces[size], self.peer_paces[size] = (
+                    self._sized(size).pace(self._pace_steps),
+                    self._peer_pace(size),
+                )
             steps = f"stages.0.steps={self.our_steps(setting, seconds + self.paces[size].overhead)}"
             run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
             ours[setting] = heldout.cosine(run / "model")
@@ -196,9 +218,7 @@ class Versus:
             try_peer(at, setting)
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
             if at + 1 == len(settings) and not self.smoke:
-                rates = {each.learning_rate for each in settings}
-                further = beyond(rates, {best(found).learning_rate for found in (ours, theirs)})
-                settings += [Setting(further, each) for each in self.paces] if further else []
+                settings += further(ours, theirs)
         if self.starts[0] == "static":  # its token vectors have elements about 1: the product has a rate of their own
             rate = self.recipe.stages[0].embedding_learning_rate
             setting = best(theirs)._replace(embedding_rate=rate)

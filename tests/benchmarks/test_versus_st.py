@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.versus_peer import spread
+from benchmarks.versus_peer import Setting, spread
 from benchmarks.versus_seeds import UNIT, of_seed, together
-from benchmarks.versus_st import beyond
+from benchmarks.versus_st import beyond, further
 from eval.study import Trial, study
 
 ITEMS = 300
@@ -58,10 +58,27 @@ def test_seeds_joined_are_a_study_of_all(seeds: int) -> None:
     assert "teacher" not in found["seconds"]
 
 
-def test_a_rate_outside_is_tried_while_the_best_lies_at_the_edge() -> None:
-    assert beyond([1e-3, 3e-3], [1e-3, 3e-3]) == pytest.approx(9e-3)
-    assert beyond([1e-4, 1e-3, 3e-3], [1e-4, 1e-3]) == pytest.approx(1e-4 / 3)
-    assert beyond([1e-4, 1e-3, 3e-3], [1e-3]) is None
+def test_what_lies_outside_is_tried_while_the_best_lies_at_the_edge() -> None:
+    assert beyond([1e-3, 3e-3], [1e-3, 3e-3], 3.0) == pytest.approx(9e-3)
+    assert beyond([1e-4, 1e-3, 3e-3], [1e-4, 1e-3], 3.0) == pytest.approx(1e-4 / 3)
+    assert beyond([1e-4, 1e-3, 3e-3], [1e-3], 3.0) is None
+
+
+def test_rates_are_searched_before_batch_sizes_and_both_for_either_side() -> None:
+    grid = [Setting(rate, size) for size in (32, 64, 128) for rate in (3e-4, 1e-3, 3e-3)]
+
+    def found(best: Setting, *more: Setting) -> dict[Setting, float]:
+        return {setting: float(setting == best) for setting in (*grid, *more)}
+
+    inside = found(Setting(1e-3, 64))
+    assert further(inside, inside) == []
+    assert further(inside, found(Setting(3e-3, 32))) == [Setting(3e-3 * 3, size) for size in (32, 64, 128)]
+    assert further(found(Setting(1e-3, 128)), inside) == [Setting(1e-3, 256)]
+    assert further(inside, found(Setting(1e-3, 32))) == [Setting(1e-3, 16)]
+    sixteen = Setting(1e-3, 16)
+    assert further(found(Setting(1e-3, 64), sixteen), found(sixteen, sixteen)) == [Setting(1e-3, 8)]
+    one = Setting(1e-3, 1)
+    assert further(found(one, one), found(one, one)) == []
 
 
 def test_a_part_is_taken_from_everywhere() -> None:
