@@ -17,12 +17,12 @@ no other start.
 The minutes hold each side's own pass of the teacher and its training; the steps follow from each side's own pace,
 measured in turns. Learning rate and batch size are searched on both sides over the same grid, with the same minutes
 each, by the cosine to the teacher on held-out text; what was found is printed. While a side is best at the largest or
-smallest rate or batch size tried, the next one is tried on both; the other side's best is tried with the product's rate
-for the token embeddings too, where it begins with the closed form. The scores are those of one suite: English tasks of
-six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small grid, one seed, and without
-the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all text, three seeds: seven
-hours, or a seed at a time: `--seeds 1 --add` searches again and joins what it finds to the runs of the saved result
-(`benchmarks.outcomes`).
+smallest rate tried, the next one is tried on both, and so, once, with the batch size; the other side's best is tried
+with the product's rate for the token embeddings too, where it begins with the closed form. The scores are those of one
+suite: English tasks of six kinds (EYAS_DATA). The default is a first look: 5 minutes, a tenth of the text, a small
+grid, one seed, and without the last of the three trainings above and the teacher's own score. `--full`: 30 minutes, all
+text, three seeds: seven hours, or a seed at a time: `--seeds 1 --add` searches again and joins what it finds to the
+runs of the saved result (`benchmarks.outcomes`).
 
 Prints one JSON line last: `points_ahead`, Mean(TaskType) x 100 of the product minus the peer's, mean over the seeds,
 with the 95 % interval of chance in the items and the seeds (`eval.study`; with one seed, in the items alone);
@@ -114,15 +114,16 @@ def beyond(tried: Collection[float], chosen: Collection[float], factor: float) -
     return min(tried) / factor if min(tried) in chosen else None
 
 
-def further(ours: Mapping[Setting, float], theirs: Mapping[Setting, float]) -> list[Setting]:
-    """The settings to try next on both sides: outside the rates with every batch size, then outside the sizes with the
-    best rate of each side."""
+def further(ours: Mapping[Setting, float], theirs: Mapping[Setting, float], planned: Collection[int]) -> list[Setting]:
+    """The settings to try next on both sides: outside the rates with every batch size, then outside the sizes `planned`
+    with the best rate of each side, and that once: a search of seconds favours small batches, however small."""
     chosen = [best(ours), best(theirs)]
     rates, sizes = ({getattr(setting, name) for setting in ours} for name in BEYOND)
     if rate := beyond(rates, {setting.learning_rate for setting in chosen}, BEYOND["learning_rate"]):
         return [Setting(rate, size) for size in sorted(sizes)]
-    if size := beyond(sizes, {setting.batch_size for setting in chosen}, BEYOND["batch_size"]):
-        return [Setting(rate, int(size)) for rate in sorted({setting.learning_rate for setting in chosen}) if size >= 1]
+    size = beyond(sizes, {setting.batch_size for setting in chosen}, BEYOND["batch_size"])
+    if size and sizes <= set(planned):
+        return [Setting(rate, int(size)) for rate in sorted({setting.learning_rate for setting in chosen})]
     return []
 
 
@@ -218,7 +219,7 @@ class Versus:
             try_peer(at, setting)
             say(f"{setting}: {ours[setting]:.4f}, the peer {theirs[setting]:.4f}")
             if at + 1 == len(settings) and not self.smoke:
-                settings += further(ours, theirs)
+                settings += further(ours, theirs, self.plan.batch_sizes)
         if self.starts[0] == "static":  # its token vectors have elements about 1: the product has a rate of their own
             rate = self.recipe.stages[0].embedding_learning_rate
             setting = best(theirs)._replace(embedding_rate=rate)

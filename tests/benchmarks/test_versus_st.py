@@ -70,15 +70,12 @@ def test_rates_are_searched_before_batch_sizes_and_both_for_either_side() -> Non
     def found(best: Setting, *more: Setting) -> dict[Setting, float]:
         return {setting: float(setting == best) for setting in (*grid, *more)}
 
-    inside = found(Setting(1e-3, 64))
-    assert further(inside, inside) == []
-    assert further(inside, found(Setting(3e-3, 32))) == [Setting(3e-3 * 3, size) for size in (32, 64, 128)]
-    assert further(found(Setting(1e-3, 128)), inside) == [Setting(1e-3, 256)]
-    assert further(inside, found(Setting(1e-3, 32))) == [Setting(1e-3, 16)]
-    sixteen = Setting(1e-3, 16)
-    assert further(found(Setting(1e-3, 64), sixteen), found(sixteen, sixteen)) == [Setting(1e-3, 8)]
-    one = Setting(1e-3, 1)
-    assert further(found(one, one), found(one, one)) == []
+    sizes, inside, sixteen = (32, 64, 128), found(Setting(1e-3, 64)), Setting(1e-3, 16)
+    assert further(inside, inside, sizes) == []
+    assert further(inside, found(Setting(3e-3, 32)), sizes) == [Setting(3e-3 * 3, size) for size in sizes]
+    assert further(found(Setting(1e-3, 128)), inside, sizes) == [Setting(1e-3, 256)]
+    assert further(inside, found(Setting(1e-3, 32)), sizes) == [sixteen]
+    assert further(found(Setting(1e-3, 64), sixteen), found(sixteen, sixteen), sizes) == [], "once"
 
 
 def test_a_part_is_taken_from_everywhere() -> None:
