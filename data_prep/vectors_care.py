@@ -1,12 +1,11 @@
 """Looking after stores of vectors: what is in one, whether its bytes are sound, and mending it."""
 
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.reduce import FILE, Reduction
-from data_prep.shards import SUFFIX, intact, rows_of
+from data_prep.shards import SUFFIX, digest, intact, rows_of
 from data_prep.vectors import CHECKED, DAMAGED, SHARDS, VectorStore, shard_files
 from embedding.files import read_manifest
 
@@ -119,15 +118,14 @@ def repair(folder: Path) -> Repaired:
         raise ValueError(f"{folder}: no store of vectors")
     restored = []
     for path in sorted((folder / DAMAGED).glob(f"*{SUFFIX}")):
-        # A damaged shard is called as before with a random part at the end.
-        whole = f"{path.stem.rpartition('-')[0]}{SUFFIX}"
-        sound = path.with_name(whole)
-        path.rename(sound)
-        if intact(sound):
-            sound.rename(folder / SHARDS / whole)
-            restored.append(whole)
-        else:
-            sound.rename(path.with_name(f"{sound.stem}-{uuid.uuid4().hex[:8]}{SUFFIX}"))
+        name, _, _ = path.stem.rpartition("-")  # called as before, with a random part at the end
+        try:
+            sound = digest(path.read_bytes()) == name.rpartition("-")[2]
+        except OSError:
+            continue  # it cannot be read yet, or never
+        if sound:
+            path.rename(folder / SHARDS / f"{name}{SUFFIX}")
+            restored.append(f"{name}{SUFFIX}")
     (folder / CHECKED).unlink(missing_ok=True)
     store = VectorStore.existing(folder)
     abandoned = store.abandoned()

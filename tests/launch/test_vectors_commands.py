@@ -104,16 +104,27 @@ def test_verify_finds_and_changes_nothing_repair_sets_aside_and_embed_computes_a
     np.testing.assert_allclose(VectorStore.existing(store).rows(keys), before, atol=1e-3)
 
 
-def test_repair_puts_back_what_is_sound_after_all(store: Path) -> None:
+def test_repair_puts_back_what_is_sound_after_all(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     victim = shards(store)[0]
     sound = victim.read_bytes()
     flip(victim)
     assert "1 set aside" in flat(eyas("vectors", "repair", str(store)).stdout)
     aside = next((store / "damaged").iterdir())
     aside.write_bytes(sound)  # as after a network disk that gave wrong bytes for a while
+    (folder := aside.with_name(f"{aside.name.replace('-', '_')}-0-0.arrow")).mkdir()  # what cannot be read as a file
+    readable, unread = Path.read_bytes, [True]
+
+    def read_bytes(path: Path) -> bytes:
+        if unread and path == aside:
+            raise OSError(5, "Input/output error", str(path))
+        return readable(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert "0 set aside, 0 put back" in flat(eyas("vectors", "repair", str(store)).stdout)
+    unread.clear()
     assert "0 set aside, 1 put back" in flat(eyas("vectors", "repair", str(store)).stdout)
     assert victim.read_bytes() == sound
-    assert not list((store / "damaged").iterdir())
+    assert list((store / "damaged").iterdir()) == [folder]
 
 
 def test_a_store_goes_to_a_folder_and_back_and_only_what_is_new_is_sent(store: Path, tmp_path: Path) -> None:
