@@ -75,7 +75,7 @@ class Server:
     def __init__(self, config: ServerConfig, section: str, wanted: str) -> None:
         """`section` of the settings and what is `wanted` of the server are named in messages."""
         self.config, self.section, self.wanted = config, section, wanted
-        self._key = os.environ.get(config.key_env, "")
+        self._key = os.environ.get(config.key_env, "").strip()  # secrets often end in a newline
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         self._client = httpx.Client(headers=headers, timeout=config.timeout_seconds, limits=limits)

@@ -157,8 +157,8 @@ def redacted(words: Sequence[str]) -> list[str]:
 def scrubbed(text: str) -> str:
     """A text without the values of environment variables that name a secret, and without passwords in addresses."""
     for name, value in os.environ.items():
-        if len(value) >= 8 and SECRET.search(name):
-            text = text.replace(value, "…")
+        if len(value.strip()) >= 8 and SECRET.search(name):
+            text = text.replace(value.strip(), "…")
     return IN_URL.sub("…", text)
 
 

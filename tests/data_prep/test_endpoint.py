@@ -376,7 +376,7 @@ def test_the_key_is_sent_and_told_to_nobody(
     capfd: pytest.CaptureFixture[str],
     status: int,
 ) -> None:
-    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("SOME_KEY", f"{KEY}\r\n")  # as a secret comes out of many a file
     settings = config(server, key_env="SOME_KEY", patience_seconds=0.2)
     said = ""
     if status != 200:

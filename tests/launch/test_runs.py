@@ -170,6 +170,8 @@ def test_a_secret_on_the_command_line_is_refused_and_written_nowhere(finished: P
 def test_secrets_are_taken_out_of_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     assert scrubbed("key 0123456789abcdef, at https://me:word@host/x") == "key …, at https://…@host/x"
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef\n")
+    assert scrubbed("key 0123456789abcdef") == "key …"
     words = [
         "eyas",
         "run",
