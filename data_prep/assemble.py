@@ -202,18 +202,24 @@ class Selection:
         """Take about `share` of a source's pairs, at most about `most`, for evaluation, by a hash of their unit.
 
         A unit is all rows with one positive, or of one group, so that what is asked at the test was never an answer
-        in training. Single texts have nothing to evaluate. Returns the pairs.
+        in training; one that would make it more than twice `most`, or half of the source, stays in training. Single
+        texts have nothing to evaluate. Returns the pairs.
         """
         rows = np.flatnonzero((self.sources_M == source) & (self.positives.counts > 0) & self.kept_M)
         wanted = min(max(int(np.ceil(share * len(rows))), FEWEST), most)
         if not share or 2 * wanted > len(rows):
             return []
-        units = self.units_M[rows]
-        ordered = np.argsort(units, kind="stable")
-        border = units[ordered[wanted - 1]]
-        chosen = np.sort(rows[units <= border])
-        if 2 * len(chosen) > len(rows):
-            return []  # one unit is most of the source, such as its only document
+        units, sizes = np.unique(self.units_M[rows], return_counts=True)
+        room, held_out, taken = min(2 * most, len(rows) // 2), 0, []
+        for unit, size in zip(units, sizes.tolist(), strict=True):
+            if held_out + size <= room:
+                taken.append(unit)
+                held_out += size
+            if held_out >= wanted:
+                break
+        if held_out < min(wanted, FEWEST):
+            return []  # as where one unit is most of the source, such as its only document
+        chosen = rows[np.isin(self.units_M[rows], taken)]
         chosen = chosen[self._testable(chosen)]
         self.fate_M[chosen] = HELD
         held = self.positives.take(chosen)

@@ -38,6 +38,16 @@ _WIDE_STOPS = ("。", "！", "？")
 _RANGES = "".join(f"{chr(low)}-{chr(high)}" for low, high in UNSPACED)
 _WORD = re.compile(rf"[{_RANGES}]{{1,2}}[^\w\s]*|[^\s{_RANGES}]+")
 _GAPS = re.compile(r"\s+")
+FURNITURE = (
+    *("title", "script", "style", "nav", "header", "footer", "aside", "form", "button", "select", "svg"),
+    *("noscript", "template"),
+)
+"""What of an HTML page is not its text (the title is read before)."""
+HEADINGS = re.compile(r"^h[1-6]$")
+BLOCKS = re.compile(
+    r"^(p|li|ul|ol|td|th|tr|table|caption|dd|dt|dl|blockquote|figcaption|figure|pre|div|section|article|main|body)$"
+)
+"""What ends a line of an HTML page, besides headings."""
 
 
 class Section(NamedTuple):
@@ -193,22 +203,28 @@ def _markdown(text: str) -> Document:
 
 def _html(text: str) -> Document:
     from bs4 import BeautifulSoup
+    from bs4.element import NavigableString
     from bs4.exceptions import ParserRejectedMarkup
 
     try:
         soup = BeautifulSoup(text, "html.parser")
     except ParserRejectedMarkup as error:
         raise ValueError(str(error)) from None
-    for gone in soup(["script", "style", "nav", "header", "footer", "aside", "form", "noscript", "template"]):
-        gone.decompose()
     title = _flat(soup.title.get_text()) if soup.title else ""
+    for gone in soup(FURNITURE):
+        gone.decompose()
     pieces: list[tuple[int, str]] = []
-    for found in soup.find_all(re.compile(r"^(h[1-6]|p|li|td|dd|dt|blockquote|figcaption)$")):
-        if found.find(["p", "li", "td", "dd"]) is None:
-            level = int(found.name[1]) if re.fullmatch("h[1-6]", found.name) else 0
-            pieces.append((level, _flat(found.get_text(" "))))
-    if not pieces:
-        pieces = [(0, _flat(soup.get_text(" ")))]
+    last: object = soup
+    for text_node in soup.find_all(string=True):
+        if type(text_node) is NavigableString and text_node.strip():  # not a comment or a doctype, which derive from it
+            heading = text_node.find_parent(HEADINGS)
+            block = heading or text_node.find_parent(BLOCKS)
+            level = int(heading.name[1]) if heading else 0
+            if block is last:  # what stands in a line was cut by its tags alone
+                pieces[-1] = (level, f"{pieces[-1][1]} {_flat(text_node)}")
+            else:
+                pieces.append((level, _flat(text_node)))
+            last = block
     return _assembled(title, pieces)
 
 

@@ -68,6 +68,7 @@ def apply_filters(row: Row, config: FilterConfig, symmetric: bool = False) -> Ve
     """Normalise a row's texts and judge it; in a `symmetric` source a text may stand beside itself (graded pairs)."""
     if config == _NOTHING:
         return Verdict(row)
+    given = row
     if config.unicode != "keep":
         form: Any = config.unicode.upper()
         positives = _distinct(normalise(text, form) for text in row.positives)
@@ -75,8 +76,8 @@ def apply_filters(row: Row, config: FilterConfig, symmetric: bool = False) -> Ve
             text for text in _distinct(normalise(text, form) for text in row.negatives) if text not in positives
         )
         row = row._replace(query=normalise(row.query, form), positives=positives, negatives=negatives)
-        if not row.query or (positives and not any(positives)):
-            return Verdict(row, "nothing but invisible characters")
+        if not row.query or (given.positives and not positives):
+            return Verdict(given, "nothing but invisible characters")
         if row.query in positives and not symmetric:
             return Verdict(row, "a positive equals the query, normalised")
     reason, detail = _fault(row.query, config)
@@ -89,12 +90,12 @@ def apply_filters(row: Row, config: FilterConfig, symmetric: bool = False) -> Ve
         positives=tuple(text for text in row.positives if good[text]),
         negatives=tuple(text for text in row.negatives if good[text]),
     )
-    removed = len(row.positives) + len(row.negatives) - len(kept.positives) - len(kept.negatives)
+    removed = len(given.positives) + len(given.negatives) - len(kept.positives) - len(kept.negatives)
     if config.languages:
-        for text, given in ((kept.query, kept.lang), *((p, kept.positive_lang or kept.lang) for p in kept.positives)):
-            found = given or detect_language(text)
+        for text, said in ((kept.query, kept.lang), *((p, kept.positive_lang or kept.lang) for p in kept.positives)):
+            found = said or detect_language(text)
             if found and _primary(found) not in {_primary(language) for language in config.languages}:
-                return Verdict(kept, "another language", f"{found}{'' if given else ' (detected)'}", removed)
+                return Verdict(kept, "another language", f"{found}{'' if said else ' (detected)'}", removed)
     return Verdict(kept, removed=removed)
 
 

@@ -240,7 +240,7 @@ def _passages(source: DocumentsSource, tally: Tally) -> Iterator[Document]:
             continue
         try:
             document = read_document(path, path.read_text(encoding="utf-8-sig"))
-        except (UnicodeDecodeError, ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError, MemoryError):
             tally.drop("a file that cannot be read", name, tally.read)
             continue
         parts = [passage for section in document.sections for passage in passages(section.text)]

@@ -13,7 +13,7 @@ from data_prep import build, harvest
 from data_prep.build import DataConfig, data_fingerprint, prepare
 from data_prep.clean import normal_form
 from data_prep.docstrings import Docstring
-from data_prep.heldout import write_docstring_tasks
+from data_prep.heldout import HeldoutConfig, write_docstring_tasks
 from data_prep.near_duplicates import similarities
 from data_prep.tables import Examples, Texts
 from embedding.config import parse_config
@@ -219,6 +219,18 @@ def test_a_group_is_held_out_whole(tmp_path: Path) -> None:
     number = {pair(i)["answer"]: i for i in range(200)}
     groups = [number[text] // 10 for text in corpus]
     assert len(groups) == 10 * len(set(groups)) == 20
+
+
+def test_a_group_too_large_for_an_evaluation_stays_in_training(tmp_path: Path) -> None:
+    rows = [{**pair(i), "g": f"large {i % 3}" if i < 300 else i // 4} for i in range(400)]
+    few = {"share": 0.05, "documents": 20}
+    values = config(write(tmp_path / "x.jsonl", rows), share=0.05, group="g")
+    prepare(values.model_copy(update={"heldout": HeldoutConfig(**few)}), tmp_path / "out")
+    corpus = pq.read_table(tmp_path / "out" / "heldout" / "retrieval" / "x" / "corpus.parquet")["text"].to_pylist()
+    number = {pair(i)["answer"]: i for i in range(400)}
+    groups = [number[text] // 4 for text in corpus]
+    assert all(group >= 75 for group in groups), "none of the hundreds"
+    assert len(groups) == 4 * len(set(groups)) == 20
 
 
 def test_graded_pairs_become_an_sts_task(tmp_path: Path) -> None:

@@ -121,6 +121,19 @@ def test_passages_without_spaces_are_of_bounded_length() -> None:
     assert list(passages("訓練は短い。")) == []
 
 
+def test_all_text_of_an_html_page_is_read_wherever_it_stands() -> None:
+    page = """<!DOCTYPE html><body><!-- nothing to read --><h1>Leave</h1><div>Take <b>days</b> off.<ul><li>Ask first.
+    <ul><li>By letter.</li></ul>Then wait.</li></ul>And come back.</div><pre>leave --days 3</pre>
+    <table><tr><th>Who</th><td>You</td></tr></table></body>"""
+    document = read_document(Path("leave.html"), page)
+    assert document.title == "Leave"
+    (section,) = document.sections
+    text = "Take days off. Ask first. By letter. Then wait. And come back. leave --days 3 Who You"
+    assert section.text == text
+    bare = read_document(Path("bare.html"), "Two words<br>and more<h2>Then</h2>the rest")
+    assert [(section.path, section.text) for section in bare.sections] == [((), "Two words and more"), ((), "the rest")]
+
+
 @pytest.mark.parametrize("name", ["a.md", "a.html", "a.txt", "a.py"])
 @pytest.mark.parametrize("text", ["", " \n\n ", "word", "# only a heading", "<p>", "\x00"])
 def test_documents_without_text_have_no_pairs(name: str, text: str) -> None:

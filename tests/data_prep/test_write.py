@@ -20,7 +20,9 @@ from data_prep.build import DataConfig, prepare
 from data_prep.chat import Answer
 from data_prep.clean import digest
 from data_prep.docstrings import Docstring
-from data_prep.write import WriteConfig, copied, read_queries, write_queries
+from data_prep.rows import Tally
+from data_prep.sources import DocumentsSource
+from data_prep.write import WriteConfig, _passages, copied, read_queries, write_queries
 from embedding.config import parse_config
 
 SERVER = Path(__file__).with_name("chat_server.py")
@@ -232,6 +234,24 @@ def test_an_answer_without_text_costs_one_document(start: Start, documents: Path
     assert [row["detail"] for row in left if "without text" in row["detail"]] == [
         "an answer without text (finish_reason 'content_filter')"
     ]
+
+
+def test_a_file_that_cannot_be_read_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.md", "b.md", "c.md"):
+        (tmp_path / name).write_text(f"# {name}\n\nA falcon is taken from its nest before it learns to fly at all.\n")
+    readable = Path.read_text
+
+    def read_text(path: Path, **how: Any) -> str:
+        if path.name == "b.md":
+            raise PermissionError(13, "Permission denied", str(path))
+        return readable(path, **how)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    (source,) = parse_config(DataConfig, {"sources": [{"kind": "documents", "path": str(tmp_path)}]}).sources
+    assert isinstance(source, DocumentsSource)
+    tally = Tally()
+    assert {Path(document.group).name for document in _passages(source, tally)} == {"a.md", "c.md"}
+    assert tally.report() == f"1 row: a file that cannot be read ({tmp_path / 'b.md'})"
 
 
 def test_a_limit_hides_no_bad_row(start: Start, documents: Path) -> None:
