@@ -43,6 +43,15 @@ def computing_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
+def measured_in(device: torch.device) -> torch.dtype | None:
+    """What a model computes in where it is measured; None: in the type of its weights.
+
+    On a GPU bfloat16: PyTorch has no kernel for float32 with grouped heads (Qwen3, Gemma3) but the one that holds all
+    scores of a text, 137 GB for 32k tokens and 32 heads.
+    """
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+
+
 def kernel_runs(query: Tensor) -> bool:
     """Whether the variable-length kernel takes this tensor: it wants CUDA and half precision."""
     return varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)

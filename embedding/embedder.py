@@ -392,6 +392,6 @@ class Embedder(nn.Module):
             (folder / spec.folder).mkdir(exist_ok=True)
             weights = {f"linear.{key}": value.contiguous() for key, value in dense.linear.state_dict().items()}
             save_file(weights, folder / spec.folder / "model.safetensors")
-        prompts = {"query": self.template.prompt("query"), "document": self.template.document, **self.prompts}
+        prompts = {"query": self.template.prompt("query"), "document": self.template.prompt("document"), **self.prompts}
         layout = Layout("", self.pooling, tuple(specs), self.normalize, self.max_tokens, prompts, self.template)
         write_layout(folder, layout, int(self.backbone.config.hidden_size))

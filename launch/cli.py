@@ -214,7 +214,7 @@ def mine(config: ConfigName, engine: Engine, overrides: Overrides = None) -> Non
 
       eyas mine mine.yaml mine.negatives=7
 
-      eyas mine mine.yaml mine.model=runs/mine/model
+      eyas mine mine.yaml name=second mine.model=runs/mine/model
     """
     _run(config, overrides, until="mine", job=("mine", engine))
 

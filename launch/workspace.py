@@ -12,6 +12,7 @@ from data_prep.reduce import FILE as AXES
 from data_prep.tables import Examples, Texts, Tokens
 from data_prep.teacher import NoTeacherConfig, Teacher, load_teacher, vector_keys
 from data_prep.vectors import VectorStore
+from embedding.attention import measured_in
 from embedding.config import dump_config
 from embedding.embedder import Embedder
 from embedding.files import fingerprint, sha256_file, write_json, write_text
@@ -277,11 +278,10 @@ def write_facts(at: Workspace) -> None:
 
 
 def on_device(model: Embedder) -> Embedder:
-    """The model on the GPU, where there is one, and computing in bfloat16 there: PyTorch has no kernel for float32 with
-    grouped heads (Qwen3, Gemma3) but the one that holds all scores of a text, 137 GB for 32k tokens and 32 heads."""
-    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        model.computes_in = torch.bfloat16
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    """The model on the GPU, where there is one, computing as models are measured there."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.computes_in = measured_in(model.device)
+    return model
 
 
 def placed() -> str:

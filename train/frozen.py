@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from train.losses import Match, Own
+from train.losses import PROJECTED
 from train.optim import embedding_tables
 from train.recipe import Frozen, Stage
 
@@ -22,7 +22,7 @@ def parts_of(student: nn.Module) -> dict[str, Frozen]:
 def frozen_in(stage: Stage) -> list[Frozen]:
     """The parts that a stage does not train: those of its recipe, and the projection where no loss looks through it,
     since DDP waits for the gradient of every parameter that has one coming."""
-    looks = any(isinstance(loss, Match | Own) for loss in stage.losses)
+    looks = any(isinstance(loss, PROJECTED) for loss in stage.losses)
     return [*stage.freeze, *(() if looks else ("projection",))]
 
 

@@ -9,9 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from eval.ranks import Ranks
 from train.checkpoint import Checkpoint, optimizer_tensors, prune_checkpoints, save_checkpoint
-from train.distributed import from_main, gather_objects, rank, sharded_like, whole_on_main, world_size
+from train.distributed import from_main, rank, sharded_like, whole_on_main, world_size
 from train.lora import without_adapters
 from train.merge import State, merged
 from train.plan import Inputs, StagePlan
@@ -118,7 +117,7 @@ class Job:
         def score(state: State) -> float:
             self.student.load_state_dict(self._sharded(dict(state)))
             assert evaluate is not None
-            scores = evaluate(self.watch.whole(), Ranks(world_size(), rank(), gather_objects))
+            scores = self.watch.scores(evaluate)
             if "eval/mean" not in scores:
                 raise ValueError(
                     "merge.method greedy: a task of the suite failed, so the models cannot be compared; "

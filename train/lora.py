@@ -5,7 +5,7 @@ evaluation see one module. A checkpoint holds base and adapter weights under the
 adapters of another shape or class are an error, never zeros.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ def add_adapters(embedder: Embedder, config: Lora) -> None:
     """Put adapters beside linear layers of the backbone; from then on only they are trained.
 
     Raises:
-        ValueError: the model has no layer of the names given, or 4-bit weights cannot be had here.
+        ValueError: a target names no linear layer of the model, or 4-bit weights cannot be had here.
     """
+    check_targets(embedder.backbone, config.targets or [])
+    embedder.dense.requires_grad_(False)
     if config.four_bit:
         require_four_bit()
         in_four_bits(embedder.backbone, config.targets or _linear_names(embedder.backbone))
@@ -33,13 +35,22 @@ def add_adapters(embedder: Embedder, config: Lora) -> None:
     if targets == "all-linear":
         # peft's own word for it works on its wrapped models only
         settings.target_modules = _linear_names(embedder.backbone)
-    try:
-        inject_adapter_in_model(settings, embedder.backbone)
-    except ValueError as error:
-        names = ", ".join(_linear_names(embedder.backbone))
-        raise ValueError(f"student.lora.targets {config.targets}: {error}; the model has {names}") from None
+    inject_adapter_in_model(settings, embedder.backbone)
     # Checkpointed layers get their gradient through their inputs, and the frozen token embeddings give them none.
     backbone.enable_input_require_grads()
+
+
+def check_targets(backbone: nn.Module, targets: Sequence[str]) -> None:
+    """Every target must name linear layers, as peft reads names: what a layer's name ends with.
+
+    Raises:
+        ValueError: one names none, or other layers too, whose adapters are no product that could be merged here.
+    """
+    for target in targets:
+        named = [module for name, module in backbone.named_modules() if f".{name}".endswith(f".{target}")]
+        if not named or not all(isinstance(module, nn.Linear) for module in named):
+            names = ", ".join(_linear_names(backbone))
+            raise ValueError(f"student.lora.targets: {target!r} names no linear layer; the model has {names}")
 
 
 def _linear_names(module: nn.Module) -> list[str]:

@@ -86,6 +86,8 @@ class Own(LossConfig):
 Loss = Annotated[
     Match | InfoNCE | Gram | Relative | ScoreKL | MarginMSE | CoSENT | Spread | Own, Field(discriminator="kind")
 ]
+PROJECTED = (Match, Own)
+"""Losses that look at the student's vectors through the projection, and train it."""
 PARTS: Mapping[type[LossConfig], Callable[[Any, Views], Tensor]] = {
     Match: match_part,
     InfoNCE: info_nce_part,
@@ -115,5 +117,5 @@ def asked_for(losses: Sequence[Loss]) -> frozenset[Need]:
 
 
 def projected_widths(losses: Sequence[Loss]) -> list[int]:
-    """The widths at which a match loss wants the student's vectors projected, ascending."""
-    return sorted({width for loss in losses if isinstance(loss, Match) for width in loss.widths})
+    """The widths at which a loss that looks through the projection wants the student's vectors, ascending."""
+    return sorted({width for loss in losses if isinstance(loss, PROJECTED) for width in loss.widths})

@@ -9,10 +9,11 @@ from data_prep.build import DataConfig
 from data_prep.mine import MineConfig
 from data_prep.teacher import AnyTeacher, NoTeacherConfig
 from embedding.config import Config, Place
+from embedding.files import expanded
 from embedding.instruction import Template
 from embedding.pooling import Pooling
 from eval.suite import SuiteConfig
-from train.losses import Loss, Match
+from train.losses import PROJECTED, Loss, Match
 from train.merge import Method
 from train.spikes import SpikeConfig
 
@@ -85,7 +86,7 @@ class Lora(Config):
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     """The adapters' output is scaled by alpha / rank."""
-    targets: list[str] | None = None
+    targets: list[str] | None = Field(default=None, min_length=1)
     """Names of linear layers, such as q_proj; None: all of them."""
     four_bit: bool = False
     """QLoRA (Dettmers 2023, arXiv:2305.14314): the frozen weights of these layers in 4 bits (nf4) while the adapters
@@ -305,6 +306,36 @@ class Recipe(Config):
                 f"stage {averaged[0]!r} has ema, and tracking.export best, floor and patience go by the weights of a "
                 "step, not by their average: leave out one of the two"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _projected(self) -> "Recipe":
+        if not self.student.keep_projection:
+            return self
+        if self.student.projection == "none":
+            raise ValueError("student.keep_projection exports a map, and student.projection is none; give one of them")
+        if not any(isinstance(loss, PROJECTED) for stage in self.stages for loss in stage.losses):
+            raise ValueError(
+                "student.keep_projection exports the map to the teacher's vectors, and no stage trains it: only a "
+                "match loss does (or one of your own); add one, or leave keep_projection out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Recipe":
+        """What a run writes must not be what it is made from: the next call would find that changed, and begin anew."""
+        models = {
+            "mine.model": self.mine.model if self.mine else None,
+            "student.start.model": getattr(self.student.start, "model", None),
+            "teacher.model": self.teacher.model if self.teacher.kind == "local" else None,
+        }
+        folder = (self.output / self.name).resolve()
+        for setting, model in models.items():
+            if model and Path(expanded(model)).resolve().is_relative_to(folder):
+                raise ValueError(
+                    f"{setting} {model} lies in {self.output / self.name}, which this run writes to; give this round "
+                    "another name"
+                )
         return self
 
     @model_validator(mode="after")

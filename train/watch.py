@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from embedding.attention import measured_in
 from embedding.embedder import Embedder
 from eval.ranks import Ranks
 from train.distributed import gather_objects, rank, whole, world_size
@@ -96,9 +97,7 @@ class Watch:
         if self._evaluate is None or not due(step, self._tracking, self._steps):
             return False
         begin = time.perf_counter()
-        scores = self._evaluate(self.whole(), Ranks(world_size(), rank(), gather_objects))
-        if self._copy is not None:
-            self._copy.cpu()
+        scores = self.scores(self._evaluate)
         tracker.evaluation(step, scores | {"eval/seconds": time.perf_counter() - begin})
         mean = scores.get("eval/mean")
         if mean is None:
@@ -118,8 +117,18 @@ class Watch:
             self.ended = step
         return better
 
-    def whole(self) -> Embedder:
-        """The student's embedder with all its weights on this rank. Every rank must ask."""
+    def scores(self, evaluate: Evaluate) -> dict[str, float]:
+        """What an evaluation finds of the student as it is now. Every rank must ask."""
+        model = self._whole()
+        model.computes_in = measured_in(model.device)
+        found = evaluate(model, Ranks(world_size(), rank(), gather_objects))
+        model.computes_in = None
+        if self._copy is not None:
+            self._copy.cpu()
+        return found
+
+    def _whole(self) -> Embedder:
+        """The student's embedder with all its weights on this rank."""
         if self._copy is None:
             return self._embedder
         weights = {name: whole(tensor).cpu() for name, tensor in self._embedder.state_dict().items()}

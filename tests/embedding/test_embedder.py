@@ -51,6 +51,19 @@ def test_a_saved_student_comes_back_the_same(kind: str, students: dict[str, Embe
     np.testing.assert_array_equal(again.encode(TEXTS), students[kind].encode(TEXTS))
 
 
+def test_a_prompt_that_wants_a_task_stands_before_no_document_elsewhere_either(
+    students: dict[str, Embedder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = students[KINDS[0]]
+    template = Template(query="Instruct: {task}\nQuery: ", document="Task: {task}\nPassage: ")
+    monkeypatch.setattr(model, "template", template)
+    model.save_pretrained(tmp_path / "model")
+    peer = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    documents = model.encode(TEXTS, role="document")
+    np.testing.assert_allclose(peer.encode(TEXTS, prompt_name="document"), documents, atol=1e-5)
+    assert Embedder.from_pretrained(tmp_path / "model").template == template
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_classes_load_it_and_cut_to_the_same_length(kind: str, saved: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(saved[kind])

@@ -69,14 +69,18 @@ def test_a_second_round_uses_the_vectors_of_the_student(finished: Path) -> None:
     first = eyas("mine", "mine.yaml", *MINING)
     assert first.exit_code == 0, first.output
     by_teacher = mined_examples()
-    second = eyas("mine", "mine.yaml", *MINING, f"mine.model={RUN / 'model'}")
+    again = (*MINING, f"mine.model={RUN / 'model'}")
+    itself = eyas("mine", "mine.yaml", *again)
+    assert itself.exit_code == 2, itself.output
+    assert "which this run writes to; give this round another name" in " ".join(itself.stderr.split())
+    second = eyas("mine", "mine.yaml", "name=second", *again)
     assert second.exit_code == 0, second.output
     assert "model: expected" in " ".join(second.stdout.split())
-    by_student = mined_examples()
+    by_student = mined_examples(Path("runs/second"))
     assert len(by_student) == len(by_teacher)
     assert not np.array_equal(by_student.negatives.values, by_teacher.negatives.values)
     assert len(list(Path("runs/cache/vectors").iterdir())) == 2
-    assert skipped(eyas("mine", "mine.yaml", *MINING, f"mine.model={RUN / 'model'}")) == WITH_MINE[:3]
+    assert skipped(eyas("mine", "mine.yaml", "name=second", *again)) == WITH_MINE[:3]
 
 
 def test_mining_with_a_model_that_is_not_there_says_so(finished: Path) -> None:

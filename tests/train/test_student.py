@@ -1,5 +1,6 @@
 """Students as they are built, before the first step; adapters; what is exported."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from data_prep.teacher import TeacherConfig, load_teacher
 from embedding.dense import Dense
 from embedding.embedder import Embedder
 from embedding.tokens import cut
+from train.loop import train
 from train.lora import add_adapters
 from train.losses import Match
-from train.plan import Inputs
+from train.plan import Inputs, plan_stages
 from train.pruning import importance, keep_layers, spaced
 from train.recipe import BuiltStudent, Lora, PretrainedStudent, PrunedStudent, StudentConfig
 from train.student import (
@@ -21,12 +23,14 @@ from train.student import (
     _set_dropout,
     build_student,
     check_pca,
+    checkpoint_layers,
     finished,
     pca_projection,
     token_embeddings,
 )
 
 from .conftest import docstring_rows
+from .test_loop import make_recipe, stage
 
 ROWS = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
 GEMMA = BuiltStudent(
@@ -136,8 +140,13 @@ def test_adapters_learn_where_everything_is_recomputed_and_are_gone_after_the_ex
 
     whole = gradients(1)
     assert set(whole) == learned if student.projection is not None else whole
+    ours = build_student(config, teacher, 0).train()
+    ours.load_state_dict(student.state_dict())
+    checkpoint_layers(ours.embedder.backbone)
+    ours([ROWS], 1)[1].square().sum(dim=-1).sin().sum().backward()
+    own = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
     # Reentrant ones, which third parties' models may force, see a gradient through their inputs alone.
-    for found in (gradients(0), gradients(1, reentrant=False), gradients(1, reentrant=True)):
+    for found in (gradients(0), own, gradients(1, reentrant=False), gradients(1, reentrant=True)):
         for name, grad in whole.items():
             torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
     state = student.state_dict()
@@ -156,8 +165,44 @@ def test_adapters_learn_where_everything_is_recomputed_and_are_gone_after_the_ex
 
 def test_adapters_on_layers_that_are_not_there_are_refused(teacher: Embedder, student_config: StudentConfig) -> None:
     student = build_student(student_config, teacher, 0)
-    with pytest.raises(ValueError, match=r"student.lora.targets \['query'\].*the model has down_proj"):
-        add_adapters(student.embedder, Lora(targets=["query"]))
+    for targets in (["query"], ["q_proj", "query"], ["q_proj", "embed_tokens"]):
+        message = rf"student.lora.targets: '{targets[-1]}' names no linear layer; the model has down_proj"
+        with pytest.raises(ValueError, match=message):
+            add_adapters(student.embedder, Lora(targets=targets))
+
+
+def test_adapters_leave_the_heads_of_a_model_alone(teacher: Embedder, tmp_path: Path) -> None:
+    base = StudentConfig(start=PrunedStudent(layers=[1]), max_tokens=64)
+    model = build_student(base, teacher, 0).embedder
+    model.dense.append(Dense(model.width, 16, bias=True, activation="Identity"))
+    model.save_pretrained(tmp_path / "model")
+    start = PretrainedStudent(model=str(tmp_path / "model"))
+    student = build_student(StudentConfig(start=start, max_tokens=64, lora=Lora(rank=2)), teacher, 0)
+    assert student.embedder.width == 16
+    learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or name == "projection.weight" for name in learned)
+
+
+def test_a_training_begins_at_the_principal_directions_where_the_recipe_says_so(
+    teacher: Embedder, inputs: Inputs, student_config: StudentConfig, tmp_path: Path
+) -> None:
+    assert inputs.vectors is not None
+    config = student_config.model_copy(update={"projection": "pca"})
+    still = stage(steps=1, batch_size=len(inputs.examples), learning_rate=1e-12, embedding_learning_rate=1e-12)
+    recipe = make_recipe(config, still)
+    student = build_student(config, teacher, recipe.seed)
+    assert student.projection is not None
+    drawn = student.projection.weight.detach().clone()
+    train(recipe, student, inputs, tmp_path)
+    weight = student.projection.weight.detach().numpy().astype(np.float64)
+    assert not np.allclose(weight, drawn.numpy(), atol=1e-2)
+    np.testing.assert_allclose(weight.T @ weight, np.eye(32), atol=1e-4)
+    rows = plan_stages(recipe, inputs)[0].sampler.batch(0).text_N
+    vectors = inputs.vectors(np.unique(rows)).astype(np.float64)
+    singular = np.linalg.svd(vectors, compute_uv=False) ** 2
+    assert ((vectors @ weight) ** 2).sum() == pytest.approx(singular[:32].sum(), rel=1e-4)
+    with pytest.raises(ValueError, match=r"student.projection is pca, fitted to the teacher's vectors"):
+        plan_stages(recipe, replace(inputs, vectors=None))
 
 
 def test_a_projection_may_start_at_the_principal_directions_and_be_exported(

@@ -55,6 +55,24 @@ def test_the_best_checkpoint_stays_with_the_weights_that_were_measured(
         assert torch.equal(best.model[f"embedder.{name}"], tensor), name
 
 
+def test_an_evaluation_computes_in_what_models_are_measured_in_and_the_training_does_not(
+    inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that is bfloat16: in float32 a long text of a student with grouped heads does not fit one."""
+    monkeypatch.setattr("train.watch.measured_in", lambda device: torch.bfloat16)
+    recipe = make_recipe(student_config, stage(steps=2))
+    recipe = recipe.model_copy(update={"tracking": TrackingConfig(log_every=1, evaluate_every=1)})
+    student, seen = build_student(recipe.student, teacher, recipe.seed), []
+
+    def judge(model: Embedder, ranks: Ranks) -> dict[str, float]:
+        seen.append(model.computes_in)
+        return {"eval/mean": 0.5}
+
+    train(recipe, student, inputs, tmp_path, evaluate=judge)
+    assert seen == [torch.bfloat16] * 2
+    assert student.embedder.computes_in is None
+
+
 def test_it_stops_when_patience_ends_and_stays_stopped(
     inputs: Inputs, teacher: Embedder, student_config: StudentConfig, tmp_path: Path
 ) -> None:
