@@ -178,7 +178,8 @@ def load_local(config: TeacherConfig, *, alone: bool = False) -> Embedder:
     if config.spread == "layers" and processes > 1 and not alone:
         raise ValueError(
             f"teacher.spread layers lays one teacher over all GPUs of a machine, and {processes} processes are started "
-            "on it: embed with one (`eyas embed RECIPE`), then train with several"
+            "on it: embed with one (`eyas embed RECIPE`), then train with several; all of these would load it for a "
+            "student that takes layers, embeddings or the tokenizer of the teacher, so name a model for them instead"
         )
     placed = config.spread == "layers" or config.quantization != "none"
     if placed and not torch.cuda.is_available():

@@ -20,7 +20,8 @@ from embedding.instruction import BARE, Template
 from embedding.pooling import Pooling
 
 PACKAGE = "package:"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "README.md"]
+WEIGHTS = "*.safetensors"
+HUB_FILES = ["*.json", WEIGHTS, "*.txt", "*.model", "*.jinja", "*.py", "README.md"]
 """Code too, which runs only where a recipe says `trust_remote_code`."""
 # Pooling's flags in the layout of 2.x to 5.x, and its names in 6.x.
 POOLING_FLAGS: dict[str, Pooling] = {
@@ -58,8 +59,9 @@ class Layout:
     """Whether sentence-transformers lower-cases a text before the tokenizer sees it."""
 
 
-def resolve_model(name: str, revision: str | None = None) -> Path:
-    """The local folder of a model: a folder, `package:NAME/FOLDER` inside an installed Python package, or a hub id.
+def resolve_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The local folder of a model: a folder, `package:NAME/FOLDER` inside an installed Python package, or a hub id, of
+    which all files are fetched, or all but the `weights`.
 
     Raises:
         ValueError: there is no such folder or package, the hub does not have it or cannot be reached, or a variable in
@@ -80,7 +82,8 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     if folder.exists() or folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ValueError(f"{name}: expected a model folder; it does not exist or is a file")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        left_out = None if weights else [WEIGHTS]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=left_out))
     except HUB_ERRORS as error:
         raise ValueError(
             f"{name}: no such folder here, and the hub did not give it ({type(error).__name__}: "

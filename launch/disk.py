@@ -37,8 +37,8 @@ def written(recipe: "Recipe", found: "Forecast") -> list[Written]:
     saved = NUMBER * weights.saved if weights else 0
     averaged = any(stage.ema for stage in recipe.stages)
     state = (2 + averaged) * NUMBER * weights.trained if weights else 0
-    # The newest, the best one where it is looked for, and a new one, which is whole before the oldest goes.
-    kept = recipe.tracking.keep + recipe.tracking.decides + 1
+    # The newest, the best one where there are evaluations, and a new one, which is whole before the oldest goes.
+    kept = recipe.tracking.keep + (recipe.tracking.evaluate_every > 0) + 1
     store = "teacher.store.dtype=int8 or teacher.store.pca=…"
     tokens = NUMBER * found.student_texts.tokens + OFFSET * found.student_texts.count
     return [

@@ -18,6 +18,7 @@ from embedding.instruction import Template
 from embedding.layout import PACKAGE, read_layout, resolve_model
 from embedding.tokens import lower_case
 from train.fold import check_foldable
+from train.lora import check_targets
 from train.pruning import keep_layers, placed_layers
 from train.recipe import BuiltStudent, Lora, PrunedStudent
 from train.student import built_config
@@ -90,6 +91,7 @@ class Shape:
             return []
         with torch.device("meta"):
             model = AutoModel.from_config(self.config)  # type: ignore[no-untyped-call]
+        check_targets(model, lora.targets or [])
         linear = {name: x for name, x in model.named_modules() if isinstance(x, nn.Linear)}
         return [
             layer
@@ -176,28 +178,31 @@ def known_model(model: str, revision: str | None = None, config: Path | None = N
     """
     if config is not None:
         folder = config if config.is_dir() else config.parent
-        return _known(str(folder), None, None)
+        return _known(str(folder), None)
     local = model.startswith(PACKAGE) or Path(expanded(model)).exists()
-    if not local:
-        return _known(model, revision, None)
-    folder = resolve_model(model)
+    try:
+        folder = resolve_model(model, revision, weights=False)
+    except ValueError as error:
+        if local:
+            raise
+        return Known(None, None, str(error))
     layout = read_layout(folder)
     width = layout.dense[-1].out_features if layout.dense else None
-    known = _known(str(folder / layout.transformer), None, width)
+    known = _known(str(folder / layout.transformer), width)
     if layout.lower_case and known.tokenizer is not None:
         lower_case(known.tokenizer)
     return replace(known, max_tokens=layout.max_tokens, template=layout.template)
 
 
-def _known(place: str, revision: str | None, width: int | None) -> Known:
+def _known(place: str, width: int | None) -> Known:
     try:
-        shape = shape_of(AutoConfig.from_pretrained(place, revision=revision), width)
+        shape = shape_of(AutoConfig.from_pretrained(place), width)
     except (OSError, ValueError) as error:
         return Known(None, None, f"{place}: {str(error).splitlines()[0]}")
-    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
+    if not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
         return Known(shape, None, f"{place}: no tokenizer in it")  # transformers makes an empty one of nothing
     try:
-        return Known(shape, AutoTokenizer.from_pretrained(place, revision=revision))
+        return Known(shape, AutoTokenizer.from_pretrained(place))
     except (OSError, ValueError) as error:
         return Known(shape, None, f"{place}: no tokenizer ({str(error).splitlines()[0]})")
 

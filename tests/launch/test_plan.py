@@ -217,6 +217,22 @@ def test_a_model_in_a_folder_of_a_variable_is_read_here(monkeypatch: pytest.Monk
     assert known_model(f"$MODELS/{folder.name}").shape == known_model(TEACHER).shape is not None
 
 
+def test_a_model_of_the_hub_is_read_as_its_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, commit = tmp_path / "hub" / "models--owner--name", "0" * 40
+    without_weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(resolve_model(TEACHER), repository / "snapshots" / commit, ignore=without_weights)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    there, here = known_model("owner/name"), known_model(TEACHER)
+    assert (there.shape, there.max_tokens, there.template) == (here.shape, here.max_tokens, here.template)
+    assert there.max_tokens
+    assert there.tokenizer is not None
+    lost = known_model("owner/lost")
+    assert (lost.shape, lost.tokenizer) == (None, None)
+    assert "owner/lost: no such folder here, and the hub did not give it" in lost.why
+
+
 def test_a_distilbert_is_planned_too(finished: Path) -> None:
     DistilBertConfig(n_layers=2, dim=96, hidden_dim=128, n_heads=4).save_pretrained("distilbert")
     result = plan(HUB, *BUILT, "--teacher-config", "distilbert/config.json")
