@@ -29,6 +29,7 @@ from train.distributed import MainFailed, from_main, join, launched_fsdp, leave,
 from train.loop import Preempted
 from train.plan import check_sharding
 from train.recipe import Recipe
+from train.signals import stopping
 
 STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that was asked to stop and goes on when it is started again: what schedulers take as that, too."""
@@ -130,7 +131,7 @@ def _recorded(record: RunRecord, pipeline: Pipeline) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise `Stopped`; a training has its own way to stop."""
+    """Signals (`train.signals`) raise `Stopped`, but for Ctrl-C; a training has its own way to stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -139,7 +140,7 @@ def _stoppable() -> Iterator[None]:
         name = signal.Signals(number).name
         raise Stopped(f"asked to stop ({name}): finished steps are kept; run it again to go on")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, stop) for number in stopping() if number != signal.SIGINT}
     try:
         yield
     finally:

@@ -14,12 +14,12 @@ from typing import Never
 from rich.console import Console
 
 from launch.engine import LAUNCH, TASK_FAILED, Engine, Job, assignments, check_port, python_words
+from train.signals import stopping
 
 REFUSED, STOPPED, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
 """Exit codes after which a job does not begin again, beside `TASK_FAILED`: the user mends it, or starts it again."""
 GRACE = "600"
 """Seconds that ranks have for their checkpoint when the whole job is asked to stop."""
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 ALONE = {"RANK": "0", "WORLD_SIZE": "1"}
 """Said to a process that is alone, whatever the shell it was started from is a part of (a task of Slurm, say)."""
 
@@ -33,7 +33,8 @@ def torchrun_words(job: Job, engine: Engine) -> list[str]:
     if engine.port is not None:
         meet = ["--master-addr", "127.0.0.1", "--master-port", str(engine.port)]
     size = ["--nnodes", "1", "--nproc-per-node", str(engine.ranks)]
-    return [*meet, *size, "--max-restarts", "0", "--signals-to-handle", SIGNALS, "-m", "launch", *job.words()]
+    signals = ",".join(number.name for number in stopping())
+    return [*meet, *size, "--max-restarts", "0", "--signals-to-handle", signals, "-m", "launch", *job.words()]
 
 
 def run(job: Job, engine: Engine) -> int:
@@ -103,7 +104,7 @@ class _Asked(Exception):
 
 def _child(words: list[str]) -> tuple[int, str]:
     """Run the only rank once: its exit code, and what happened where it failed."""
-    numbers = [signal.Signals[name] for name in SIGNALS.split(",")]
+    numbers = stopping()
 
     def ask(number: int, _: FrameType | None) -> Never:
         for other in numbers:

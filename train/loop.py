@@ -37,6 +37,7 @@ from train.optim import build_optimizer
 from train.plan import Inputs, StagePlan, check_sharding, check_student, checkpoint_identity, plan_stages
 from train.precision import mixed_precision
 from train.recipe import Recipe
+from train.signals import stopping
 from train.spikes import SpikeGuard
 from train.stages import stage_identity
 from train.start import set_start
@@ -45,12 +46,9 @@ from train.student import Student, checkpoint_layers, compile_layers
 from train.tracking import Tracker
 from train.watch import Evaluate, Watch
 
-STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Asks a training to write a checkpoint and stop: a shutdown, a preemption, Ctrl-C."""
-
 
 class Preempted(Exception):
-    """The run was asked to stop (a signal of STOP) and has written a checkpoint; started again, it goes on."""
+    """The run was asked to stop (`train.signals`) and has written a checkpoint; started again, it goes on."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +266,8 @@ def _run_stage(
 
 @contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that the signals of STOP set; the old handlers come back afterwards, and at a second Ctrl-C."""
+    """An event that signals set (`train.signals`); the old handlers come back afterwards, those of the keyboard at
+    once: whoever insists need not wait for the step."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -276,10 +275,10 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
     def ask(number: int, _: object) -> None:
         asked.set()
-        if number == signal.SIGINT:
-            signal.signal(number, before[signal.SIGINT])  # whoever insists need not wait for the step
+        if number in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.signal(number, ask) for number in STOP}
+    before = {number: signal.signal(number, ask) for number in stopping()}
     try:
         yield asked
     finally:

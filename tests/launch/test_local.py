@@ -25,10 +25,10 @@ ROOT = Path(__file__).parents[2]
 TRAIN = ("stages.0.batch_size=8", "tracking.log_every=1", "tracking.checkpoint_every=5")
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", *words],
+        [*before, sys.executable, "-m", "launch", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -153,6 +153,23 @@ def test_one_process_begins_again_when_it_is_killed_and_not_when_it_is_asked_to_
 
     end(start(*words, "stages.0.steps=8", "--restart"))
     assert weights("single").is_file()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("procs", ["1", "2"])
+def test_a_terminal_that_is_gone_asks_to_stop_and_under_nohup_does_not(procs: str, finished: Path) -> None:
+    words = ("train", "mine.yaml", *TRAIN, "stages.0.steps=2000", "--on", "local", "--procs", procs)
+    kept = start(*words, "name=kept", before=("nohup",))
+    wait_for_step("kept", 3, kept)
+    kept.send_signal(signal.SIGHUP)
+    wait_for_step("kept", len(Path("runs/kept/metrics.jsonl").read_text().splitlines()) + 5, kept)
+    kept.send_signal(signal.SIGTERM)
+    assert "asked to stop: checkpoint of step" in rest(kept)
+    hung = start(*words, "name=kept")
+    wait_for_step("kept", len(Path("runs/kept/metrics.jsonl").read_text().splitlines()) + 1, hung)
+    hung.send_signal(signal.SIGHUP)
+    output = rest(hung)
+    assert (hung.returncode, output.count("asked to stop: checkpoint of step")) == (os.EX_TEMPFAIL, 1), output
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
