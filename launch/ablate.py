@@ -31,7 +31,7 @@ from launch.local import check as check_here
 from launch.local import threads
 from launch.present import Present
 from launch.queue import queued
-from launch.runs import ENVIRONMENT, holder, read_run
+from launch.runs import ENVIRONMENT, JOB, holder, read_run
 from launch.slurm import check_cluster, reads, submit_array
 from train.recipe import Recipe
 
@@ -201,11 +201,12 @@ class Ablation:
         due = [run for run in self.runs if not run.done]
         if due:
             self.check(engine, jobs)
+        failed = self._failed_there(due) if engine.on == "slurm" else 0
         for run in self.runs:
             write_text(run.config, dump_config(run.recipe))
         self.say(f"{len(self.runs)} runs in {self.folder}: {len(self.runs) - len(due)} finished before")
         if engine.on == "slurm":
-            return self._submit(due, engine, jobs)
+            return self._submit(due, engine, jobs, failed)
         with _terminated():
             if jobs > 1:
                 self._share(due)
@@ -214,12 +215,28 @@ class Ablation:
                 self.present.found.clear()  # it may have changed while they ran
         return True
 
-    def _submit(self, due: Sequence[Run], engine: Engine, jobs: int) -> bool:
+    def _failed_there(self, due: Sequence[Run]) -> int:
+        """How many failed in the last array, with the recipe they have now: noted for the result."""
+        job, count = self.folder / JOB, 0
+        submitted = read_json(job)["submitted"] if job.is_file() else "never"
+        for run in due:
+            record = read_run(run.folder, run.recipe.output).record
+            same = run.config.is_file() and run.config.read_text(encoding="utf-8") == dump_config(run.recipe)
+            if same and record.get("state") in ("failed", "refused") and record.get("ended", "") >= submitted:
+                said = f"{record['state']}: {record.get('error', '')} ({run.folder})"
+                self.failed.setdefault(run.variant, {})[run.seed] = said
+                count += 1
+        return count
+
+    def _submit(self, due: Sequence[Run], engine: Engine, jobs: int, failed: int) -> bool:
         if not due:
             return True
         if waiting := queued(self.folder):
             self.say(f"in the queue: {waiting}; the same command shows the result when they are done")
             return False
+        if failed == len(due):  # whoever has seen that, and comes again, wants them tried again
+            (self.folder / JOB).unlink()
+            return True
         job = submit_array(
             self.config.name,
             [["run", str(run.config.resolve())] for run in due],

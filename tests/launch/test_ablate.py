@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -94,6 +95,40 @@ def finish(run: Run, held_out: Path = Path("held-out")) -> None:
     write_json(run.folder / "scorecard.json", {"means": {"task_type": {"student": 0.5}, "retention": 0.9}})
     write_json(run.folder / "run.json", {"state": "done"})
     write_text(run.folder / "config.yaml", dump_config(recipe))
+
+
+def test_a_run_that_failed_on_the_cluster_is_shown_and_tried_again_by_the_call_after(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+
+    def submit(name: str, commands: Sequence[Sequence[str]], folder: Path, *_: object) -> str:
+        sent.append(len(commands))
+        write_json(folder / "job.json", {"jobs": ["7"], "submitted": "2026-01-01 10:00:00"})
+        return "7"
+
+    monkeypatch.setattr("launch.ablate.check_cluster", lambda engine: None)
+    monkeypatch.setattr("launch.ablate.queued", lambda folder: "")
+    monkeypatch.setattr("launch.ablate.submit_array", submit)
+
+    def call() -> tuple[bool, Ablation]:
+        study = Ablation(Path("study.yaml"), print)
+        return study.start(Engine(on="slurm", procs=1), 1), study
+
+    assert call()[0] is False
+    base, high = Ablation(Path("study.yaml"), print).runs
+    finish(base)
+    record = {"state": "failed", "error": "out of memory", "ended": "2026-01-01 09:59:59"}
+    write_json(high.folder / "run.json", record)
+    assert call()[0] is False, "that was before the array"
+    write_json(high.folder / "run.json", record | {"ended": "2026-01-01 11:00:00"})
+    shown, study = call()
+    assert shown
+    assert study.failed == {"high": {0: f"failed: out of memory ({high.folder})"}}
+    assert call()[0] is False
+    assert sent == [2, 1, 1]
+    (place / "mine.yaml").write_text(RECIPE.replace("steps: 2", "steps: 1"))
+    assert call()[0] is False, "of another recipe"
 
 
 def test_a_finished_run_is_not_taken_over_once_what_its_paths_hold_has_changed(place: Path) -> None:
