@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from embedding.files import read_json, write_text
@@ -52,7 +53,7 @@ def card_text(recipe: Recipe, run: Path, model: Path) -> str:
     parts += [] if taught else ["There was no teacher: in its column stands the model before this training."]
     parts += [markdown(card) if card else "Not measured."]
     rows = [(loss, ", ".join(stages)) for loss, stages in _losses(recipe).items()]
-    parts += ["## Recipe", _table(("loss", "in the stages"), rows), "The whole recipe is `config.yaml` of the run."]
+    parts += ["## Recipe", _table(("loss", "in the stages"), rows), _training(recipe)]
     parts += ["## Data", _data(recipe, summary)]
     parts += ["## Time", _table(("step", "seconds"), [(n, f"{s:,.1f}") for n, s in times.items()])]
     licence = recipe.card.license or "not given"
@@ -93,6 +94,13 @@ def _losses(recipe: Recipe) -> dict[str, list[str]]:
         for loss in stage.losses:
             found.setdefault(loss.kind, []).append(stage.name)
     return found
+
+
+def _training(recipe: Recipe) -> str:
+    """What the training did, as the recipe says it: it stands nowhere else in what is published."""
+    told = recipe.model_dump(mode="json", include={"seed", "student", "stages", "merge", "spikes"})
+    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=100)
+    return f"<details><summary>Seed, student and stages</summary>\n\n```yaml\n{text}```\n\n</details>"
 
 
 def _data_licence(recipe: Recipe) -> str:
