@@ -28,9 +28,12 @@ def main() -> None:
     experiment = Experiment.of("decoder", given, fixed.decoder.cut)
     pace = experiment.pace(fixed.pace_steps)
     vectors = pace.teacher_seconds()
-    steps = SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes - vectors)
-    say(f"vectors {vectors:.0f} s, {1 / pace.seconds_per_token:,.0f} tokens/s: {steps} steps a run")
-    runs = [experiment.finished(f"decoder-s{seed}", seed, steps, pace, given.minutes) for seed in given.seeds]
+    say(f"vectors {vectors:.0f} s, {1 / pace.seconds_per_token:,.0f} tokens/s")
+    runs = []
+    for seed in given.seeds:
+        name, steps = f"decoder-s{seed}", SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes - vectors)
+        runs.append(experiment.finished(name, seed, steps, pace, given.minutes))
+        pace = pace.after(experiment.work / name)
     if given.add:
         path = saved_path("decoder", full=given.full)
         runs += saved_runs(path, None, experiment.made_from(given.minutes), besides=given.seeds)

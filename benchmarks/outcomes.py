@@ -15,7 +15,8 @@ from benchmarks.common import machine, say, today
 from embedding.files import read_json
 
 Outcome = dict[str, Any]
-"""What `outcome` finds, with `seed`, `steps`, `train_seconds`, `pace`, `made_from` and `ran`."""
+"""What `outcome` finds, with `seed`, `steps`, `train_seconds` (of the steps), `start_seconds` (before them), `pace`,
+`made_from` and `ran`."""
 
 
 def outcome(card: Mapping[str, Any]) -> Outcome:

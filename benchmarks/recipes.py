@@ -27,6 +27,7 @@ from train.plan import plan_stages
 from train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
+PRODUCT = ("embedding", "data_prep", "eval", "train", "launch")
 SAMPLED_STEPS = 256
 """Batches whose tokens are counted to know those of a run."""
 SMOKE_STEPS = 3
@@ -169,15 +170,17 @@ class Experiment:
     smoke: bool = False
 
     @classmethod
-    def of(cls, recipe: str, given: Namespace, cut: Cut | None) -> "Experiment":
-        """The experiment in a folder of its own below `--work`: the time for vectors is then the time for all of them.
+    def of(cls, recipe: str, given: Namespace, cut: Cut | None, folder: str = "") -> "Experiment":
+        """The experiment in a folder of its own below `--work`, called as the recipe is if `folder` does not say: the
+        time for vectors is then the time for all of them. Other code of the product has another: nothing that it made
+        is taken for what this one makes.
 
         Raises:
             SystemExit: EYAS_DATA names no folder.
         """
         data_folder()
-        name = f"experiments/{recipe}"
-        work = given.work / (f"{recipe}-smoke" if given.smoke else recipe if given.full else f"{recipe}-quick")
+        name, size = f"experiments/{recipe}", "-smoke" if given.smoke else "" if given.full else "-quick"
+        work = given.work / f"{folder or recipe}{size}" / product()
         settings = SMOKE if given.smoke else _settings(load_config(Recipe, name), cut) if cut else ()
         return cls(name, work.resolve(), settings, given.smoke)
 
@@ -261,13 +264,19 @@ class Experiment:
         before = read_json(path) if path.is_file() else {}
         if before.get("scorecard") != of:
             seconds = sum(line["seconds"] for line in steps_logged(run))
-            facts = {"seed": seed, "steps": steps, "train_seconds": seconds, "pace": pace.__dict__}
-            made_from = {"made_from": self.made_from(minutes), "scorecard": of, "log": log}
+            facts = {"seed": seed, "steps": steps, "train_seconds": seconds, "start_seconds": max(0.0, overhead(run))}
+            made_from = {"made_from": self.made_from(minutes), "pace": pace.__dict__, "scorecard": of, "log": log}
             here = before["ran"] if before.get("log") == log else ran()  # scored again, trained where it was
             write_json(path, {**outcome(card), **facts, **made_from, "ran": here})
         found: dict[str, Any] = read_json(path)
         say(f"{name}: {steps} steps in {found['train_seconds']:.0f} s, kept {found['retention']:.4f}")
         return found
+
+
+def product() -> str:
+    """A digest of the product's code: what trains, and what measures."""
+    files = sorted(path for name in PRODUCT for path in (ROOT / name).glob("*.py"))
+    return fingerprint({str(path.relative_to(ROOT)): sha256_file(path) for path in files})[:8]
 
 
 def _settings(recipe: Recipe, cut: Cut) -> tuple[str, ...]:

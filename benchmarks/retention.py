@@ -36,14 +36,14 @@ def main() -> None:
         runs: list[Outcome] = []
         if depth in given.layers:
             pace = experiment.pace(fixed.pace_steps)
-            steps = SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes)
-            say(f"{depth} layers, {1 / pace.seconds_per_token:,.0f} tokens/s: {steps} steps a run")
-            runs = [
-                experiment.finished(f"layers-{depth}-s{seed}", seed, steps, pace, given.minutes) for seed in given.seeds
-            ]
+            say(f"{depth} layers, {1 / pace.seconds_per_token:,.0f} tokens/s")
+            for seed in given.seeds:
+                run, steps = f"layers-{depth}-s{seed}", SMOKE_STEPS if given.smoke else pace.steps(60 * given.minutes)
+                runs.append(experiment.finished(run, seed, steps, pace, given.minutes))
+                pace = pace.after(experiment.work / run)  # a fold reads among the texts of all steps to come
         name = f"layers_{depth}"
         if given.add:
-            seeds = [run["seed"] for run in runs]
+            seeds = [of["seed"] for of in runs]
             path = saved_path("retention", full=given.full)
             runs += saved_runs(path, name, experiment.made_from(given.minutes), besides=seeds)
         if runs:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import machine
 from benchmarks.pairs import TEACHER
 from benchmarks.recipes import Experiment
 from benchmarks.st_distill import Settings
@@ -52,7 +51,7 @@ class Peer:
     def start(self, name: str) -> Path:
         """The untrained student: its layers `copied`, or `folded`, or built and `static`; the seconds of the last two
         lie beside its weights."""
-        path = self.folder / "starts" / f"{name}-{machine()['commit']}"
+        path = self.folder / "starts" / name
         if not path.is_dir():
             student = build_student(self._recipe.student, Embedder.from_pretrained(TEACHER), self._recipe.seed)
             texts = np.array(read_json(self._texts), dtype=object)

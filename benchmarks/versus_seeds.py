@@ -18,9 +18,15 @@ UNIT = 1e-3
 def of_seed(trials: Mapping[str, Trial], around: Mapping[str, Scorecard]) -> dict[str, Any]:
     """What a result keeps of one seed: `sides`, each with points, kinds and, where it was trained, seconds; and
     `above`, how far the product is above the peer from each start with other items: the bootstrap's draws in UNIT,
-    from which several seeds have an interval together."""
+    from which several seeds have an interval together.
+
+    Raises:
+        ValueError: some sides were measured on other items than the rest.
+    """
     cards = {name: trial.card for name, trial in trials.items()} | dict(around)
     tasks = shared_tasks(cards["1"], cards.values())
+    if apart := {task for card in cards.values() for task in card["tasks"]} - set(tasks):
+        raise ValueError(f"not all sides were measured on the same items: {', '.join(sorted(apart))}")
     drawn = {name: Drawn.of(card, tasks) for name, card in cards.items()}
     sides: dict[str, Any] = {}
     for name, of in drawn.items():

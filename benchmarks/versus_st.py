@@ -43,6 +43,7 @@ import numpy as np
 import yaml
 
 from benchmarks.common import arguments, report, saved_path, say
+from benchmarks.eval_sets import data_folder
 from benchmarks.outcomes import ran, saved_runs
 from benchmarks.pairs import TEACHER
 from benchmarks.recipes import (
@@ -66,6 +67,7 @@ from eval.scorecard import Scorecard
 from eval.study import Trial
 from eval.suite import SuiteConfig
 from eval.texts import suite_texts
+from launch.scoring import suite_facts
 from train.recipe import Recipe
 
 SEARCH_TEXTS = 1_000
@@ -133,10 +135,8 @@ class Versus:
     def __init__(self, given: Namespace, fixed: Protocol) -> None:
         self.given, self.plan, self.smoke = given, fixed.versus_st, given.smoke
         self._pace_steps = fixed.pace_steps
-        experiment = Experiment.of(RECIPES[given.student], given, self.plan.cut)
         # Texts, vectors and times of its own: nothing is shared with another student or benchmark.
-        work = experiment.work.name.replace(RECIPES[given.student], "versus", 1)
-        experiment = replace(experiment, work=experiment.work.with_name(saved_as(work, given)))
+        experiment = Experiment.of(RECIPES[given.student], given, self.plan.cut, saved_as("versus", given))
         keep = (f"student.start.keep={given.layers}",) if given.student == "pruned" else ()
         self.experiment = experiment.with_settings(*keep)
         grid = [Setting(rate, size) for size in self.plan.batch_sizes for rate in self.plan.learning_rates]
@@ -231,13 +231,14 @@ class Versus:
         return ours, theirs
 
     def scored(self, name: str, model: Path) -> Scorecard:
-        """What `eyas eval` finds of a model; kept for just these weights and this suite, unless a task failed.
+        """What `eyas eval` finds of a model; kept for just these weights, this suite and what its folder holds, unless
+        a task failed.
 
         Raises:
             RuntimeError: it failed, or a task did.
         """
         suite, folder = self.recipe.suite.model_dump(mode="json"), self.experiment.work / "scores"
-        key = fingerprint([sha256_file(model / "model.safetensors"), suite])
+        key = fingerprint([sha256_file(model / "model.safetensors"), suite_facts(self.recipe.suite, data_folder())])
         path, out = folder / f"{name}-{key}.yaml", folder / f"{name}-{key}.json"
         if not out.is_file():
             folder.mkdir(exist_ok=True)

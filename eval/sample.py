@@ -57,7 +57,7 @@ def keep_documents(
         return list(documents)
     grades = [(doc, grade) for query in queries for doc, grade in relevance.get(query, {}).items() if doc in documents]
     kept = dict.fromkeys(doc for doc, grade in grades if grade > 0)
-    hard = [doc for doc, grade in grades if grade <= 0]
+    hard = list(dict.fromkeys(doc for doc, grade in grades if grade <= 0 and doc not in kept))
     ids = list(documents)
     if len(kept) + len(hard) < most:
         near_QK = lexical_order(list(queries.values()), list(documents.values()), 1 + most // max(1, len(queries)))

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.common import RESULTS
 from benchmarks.outcomes import outcome, saved_runs, together
-from benchmarks.recipes import Experiment, Pace, protocol, steps_logged
+from benchmarks.recipes import Experiment, Pace, product, protocol, steps_logged
 from embedding.config import load_config
 from train.recipe import Recipe
 
@@ -22,7 +22,7 @@ def test_a_decoder_is_measured_and_a_second_call_does_nothing_again(eyas_data: P
     assert found["sd"] is None
     assert set(found["kinds"]) == {"sts", "classification"}
     assert found["parameters"]["student"] <= 19_000_000
-    run = tmp_path / "decoder-smoke" / "decoder-s0"
+    run = tmp_path / "decoder-smoke" / product() / "decoder-s0"
     trained = (run / "metrics.jsonl").stat().st_mtime_ns
     again = smoke("decoder", "--work", str(tmp_path))
     assert again["retention"] == found["retention"]
@@ -146,7 +146,8 @@ def test_both_sides_are_searched_trained_and_compared(eyas_data: Path, tmp_path:
         low, high = found[f"{key}_interval"]
         assert low < found[key] < high
         assert 0 < found["points"][start] < found["points"]["teacher"] + 5
-        assert list((tmp_path / "versus-smoke").glob(f"peer-*/{start}-s0/model/model.safetensors"))
+        made = tmp_path / "versus-smoke" / product()
+        assert list(made.glob(f"peer-*/{start}-s0/model/model.safetensors"))
 
 
 @pytest.mark.timeout(900)

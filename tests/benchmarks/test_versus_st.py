@@ -81,3 +81,11 @@ def test_rates_are_searched_before_batch_sizes_and_both_for_either_side() -> Non
 def test_a_part_is_taken_from_everywhere() -> None:
     assert spread(10, 5).tolist() == [0, 2, 4, 6, 8]
     assert spread(3, 5).tolist() == [0, 1, 2]
+
+
+def test_sides_that_were_measured_on_other_items_are_not_compared() -> None:
+    other = card(0.0, 0)
+    del other["tasks"]["retrieval/a"]
+    trials = {"1": Trial(0, card(0.1, 0), 1.0), "copied": Trial(0, other, 1.0)}
+    with pytest.raises(ValueError, match="not all sides were measured on the same items: retrieval/a"):
+        of_seed(trials, {})
