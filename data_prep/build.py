@@ -30,7 +30,7 @@ from data_prep.sources import DocstringsSource, HubSource, MtebSource, Source, n
 from embedding.config import Config
 from embedding.files import made_before, new_folder, sha256_file, write_manifest
 
-FORMAT = 9
+FORMAT = 10
 """Raised when the same sources would give other tables; part of the fingerprint."""
 SHORT = "short texts that equal an evaluation text"
 """Fact of a source: how many of its texts stay for being short (`DecontaminationConfig.least_chars`)."""
