@@ -85,7 +85,7 @@ def test_every_saved_result_has_a_row() -> None:
 def test_a_saved_result_says_how_it_came_to_be() -> None:
     for path in RESULTS.glob("*.json"):
         saved = json.loads(path.read_text(encoding="utf-8"))
-        assert saved["benchmark"] == re.sub(r"(_layers_\d)?(_quick)?$", "", path.stem)
+        assert saved["benchmark"] == re.sub(r"(_layers_\d|_decoder)?(_quick)?$", "", path.stem)
         assert saved.get("full", True) is not path.stem.endswith("_quick")
         assert saved["machine"]["commit"]
         assert saved["command"].startswith(f"python -m benchmarks.{saved['benchmark']}")
