@@ -208,10 +208,8 @@ class Versus:
         for at, setting in enumerate(settings):  # which grows
             size = setting.batch_size
             if size not in self.paces:
-                self.paces[size], self.peer_paces[size] = (
-                    self._sized(size).pace(self._pace_steps),
-                    self._peer_pace(size),
-                )
+                self.paces[size] = self._sized(size).pace(self._pace_steps)
+                self.peer_paces[size] = self._peer_pace(size)
             steps = f"stages.0.steps={self.our_steps(setting, seconds + self.paces[size].overhead)}"
             run = self.experiment.command("train", f"search-{at}", steps, *setting.words())
             ours[setting] = heldout.cosine(run / "model")

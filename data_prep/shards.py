@@ -112,9 +112,10 @@ def write_shard(folder: Path, rows: int, data: pa.Buffer) -> Path:
     return path
 
 
-def intact(path: Path) -> bool:
-    """Whether a shard's bytes have the checksum of its name."""
-    return digest(path.read_bytes()) == path.stem.split("-")[-1]
+def intact(path: Path, name: str = "") -> bool:
+    """Whether a shard's bytes have the checksum of its name; `name`: the one it had, without an ending, where it lies
+    under another."""
+    return digest(path.read_bytes()) == (name or path.stem).split("-")[-1]
 
 
 def rows_of(path: Path) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.reduce import FILE, Reduction
-from data_prep.shards import SUFFIX, digest, intact, rows_of
+from data_prep.shards import SUFFIX, intact, rows_of
 from data_prep.vectors import CHECKED, DAMAGED, SHARDS, VectorStore, shard_files
 from embedding.files import read_manifest
 
@@ -120,7 +120,7 @@ def repair(folder: Path) -> Repaired:
     for path in sorted((folder / DAMAGED).glob(f"*{SUFFIX}")):
         name, _, _ = path.stem.rpartition("-")  # called as before, with a random part at the end
         try:
-            sound = digest(path.read_bytes()) == name.rpartition("-")[2]
+            sound = intact(path, name)
         except OSError:
             continue  # it cannot be read yet, or never
         if sound:
