@@ -159,6 +159,6 @@ def test_a_decoder_is_compared_from_one_start_on_both_sides(eyas_data: Path, tmp
     (run,) = found["runs"]
     assert [len(run["search"][side]) for side in ("ours", "peer")] == [2, 3]
     assert sum("None" not in setting for setting in run["search"]["peer"]) == 1, "with the product's rate too"
-    assert list((tmp_path / "versus-smoke_decoder").glob("peer-*/static-s0/model/model.safetensors"))
+    assert list((tmp_path / "versus_decoder-smoke" / product()).glob("peer-*/static-s0/model/model.safetensors"))
     # The other side's three steps leave it where it began, which is what the product's closed form gives.
     assert found["points"]["static"] == pytest.approx(found["points"]["untrained"], abs=3)

@@ -73,6 +73,7 @@ def test_a_second_round_uses_the_vectors_of_the_student(finished: Path) -> None:
     itself = eyas("mine", "mine.yaml", *again)
     assert itself.exit_code == 2, itself.output
     assert "which this run writes to; give this round another name" in " ".join(itself.stderr.split())
+    assert eyas("mine", "mine.yaml", "name=second", *MINING).exit_code == 0
     second = eyas("mine", "mine.yaml", "name=second", *again)
     assert second.exit_code == 0, second.output
     assert "model: expected" in " ".join(second.stdout.split())
