@@ -150,6 +150,7 @@ class Versus:
         self.peer = Peer(self.experiment, self.recipe, self.data)
         self.peer_vectors = self.peer.vectors()
         self.starts = self._starts()
+        self.suite_facts = suite_facts(self.recipe.suite, data_folder())
         self.peer_paces = {size: self._peer_pace(size) for size in sizes}
 
     def made_from(self) -> str:
@@ -236,7 +237,7 @@ class Versus:
             RuntimeError: it failed, or a task did.
         """
         suite, folder = self.recipe.suite.model_dump(mode="json"), self.experiment.work / "scores"
-        key = fingerprint([sha256_file(model / "model.safetensors"), suite_facts(self.recipe.suite, data_folder())])
+        key = fingerprint([sha256_file(model / "model.safetensors"), self.suite_facts])
         path, out = folder / f"{name}-{key}.yaml", folder / f"{name}-{key}.json"
         if not out.is_file():
             folder.mkdir(exist_ok=True)

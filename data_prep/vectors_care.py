@@ -45,6 +45,8 @@ class Repaired(NamedTuple):
     set_aside: list[str]
     restored: list[str]
     """Shards that lay among the damaged ones and are sound: a disk or network that failed for a while."""
+    unread: int
+    """Those among them that could not be read."""
     removed: int
     """Files that killed writers had left."""
     vectors: int
@@ -116,13 +118,14 @@ def repair(folder: Path) -> Repaired:
     """
     if not _is_store(folder):
         raise ValueError(f"{folder}: no store of vectors")
-    restored = []
+    restored, unread = [], 0
     for path in sorted((folder / DAMAGED).glob(f"*{SUFFIX}")):
         name, _, _ = path.stem.rpartition("-")  # called as before, with a random part at the end
         try:
             sound = intact(path, name)
         except OSError:
-            continue  # it cannot be read yet, or never
+            unread += 1  # it cannot be read yet, or never
+            continue
         if sound:
             path.rename(folder / SHARDS / f"{name}{SUFFIX}")
             restored.append(f"{name}{SUFFIX}")
@@ -131,4 +134,4 @@ def repair(folder: Path) -> Repaired:
     abandoned = store.abandoned()
     for path in abandoned:
         path.unlink(missing_ok=True)
-    return Repaired(store.set_aside, restored, len(abandoned), len(store))
+    return Repaired(store.set_aside, restored, unread, len(abandoned), len(store))

@@ -91,8 +91,9 @@ def repair(stores: Stores) -> None:
 
     for folder in vectors_care.find_stores(stores):
         done = vectors_care.repair(folder)
+        unread = f" ({done.unread} of those set aside cannot be read)" if done.unread else ""
         _say(
-            f"{folder}: {len(done.set_aside)} set aside, {len(done.restored)} put back, "
+            f"{folder}: {len(done.set_aside)} set aside, {len(done.restored)} put back{unread}, "
             f"{done.removed} unfinished files removed; {done.vectors:,} vectors are there"
         )
 

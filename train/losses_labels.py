@@ -23,7 +23,9 @@ class InfoNCE(LossConfig):
     """
 
     kind: Literal["info_nce"] = "info_nce"
-    temperature: float = Field(default=0.02, gt=0)
+    temperature: float = Field(default=0.05, gt=0)
+    """As in SimCSE (Gao et al. 2021, arXiv:2104.08821). 0.02, usual where nothing but contrast is trained, was worse
+    beside match (`configs/ablations/defaults.yaml`)."""
     margin: float | None = Field(default=None, ge=0)
     """Leaves out documents with s(q, d) > s(q, d+) + margin as probable false negatives (Qwen3-Embedding,
     arXiv:2506.05176, takes 0.1); None: none."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from embedding.files import read_json
 
@@ -25,6 +27,12 @@ def test_the_whole_recipe_runs_in_miniature(name: str, tmp_path: Path, monkeypat
     model = sentence_transformers.SentenceTransformer(str(run / "model"), device="cpu")
     assert model.max_seq_length == 32768
     assert model.encode(["a hawk"]).shape == (1, 32)
+    weights = [next((run / "stages" / f"long_{branch}").glob("step-*/model.safetensors")) for branch in "abc"]
+    branches = [load_file(path) for path in weights]
+    for name, found in load_file(run / "model" / "model.safetensors").items():
+        apart = torch.stack([branch[f"embedder.backbone.{name}"].double() for branch in branches])
+        assert (apart.amax(dim=0) - apart.amin(dim=0)).max() > 0, name
+        torch.testing.assert_close(found.double(), apart.mean(dim=0), rtol=0, atol=1e-7, msg=name)
 
     card = (run / "model" / "README.md").read_text()
     for words in (
