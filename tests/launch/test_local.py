@@ -26,13 +26,14 @@ TRAIN = ("stages.0.batch_size=8", "tracking.log_every=1", "tracking.checkpoint_e
 
 
 def start(*words: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """The command in a process of its own, which a hangup reaches also where these tests run under nohup."""
     return subprocess.Popen(
         [*before, sys.executable, "-m", "launch", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
