@@ -22,18 +22,19 @@ from launch.runs import hold
 from tests.launch.conftest import RUN, eyas
 
 ROOT = Path(__file__).parents[2]
+HANGUP = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+"""Runs its words as a process that a hangup reaches, also where these tests run under nohup."""
 TRAIN = ("stages.0.batch_size=8", "tracking.log_every=1", "tracking.checkpoint_every=5")
 
 
 def start(*words: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """The command in a process of its own, which a hangup reaches also where these tests run under nohup."""
+    """The command in a process of its own."""
     return subprocess.Popen(
         [*before, sys.executable, "-m", "launch", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
@@ -166,7 +167,7 @@ def test_a_terminal_that_is_gone_asks_to_stop_and_under_nohup_does_not(procs: st
     wait_for_step("kept", len(Path("runs/kept/metrics.jsonl").read_text().splitlines()) + 5, kept)
     kept.send_signal(signal.SIGTERM)
     assert "asked to stop: checkpoint of step" in rest(kept)
-    hung = start(*words, "name=kept")
+    hung = start(*words, "name=kept", before=(sys.executable, "-c", HANGUP))
     wait_for_step("kept", len(Path("runs/kept/metrics.jsonl").read_text().splitlines()) + 1, hung)
     hung.send_signal(signal.SIGHUP)
     output = rest(hung)

@@ -317,6 +317,21 @@ def test_the_parts_of_several_ranks_add_up(kind: str, reference: Reference, opti
         torch.testing.assert_close(grad_w, w.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_hardness_weighs_a_negatives_gradient_but_has_none_of_its_own() -> None:
+    x = example()
+    views, z, _ = views_of(x)
+    loss_part(loss_of("info_nce", {"temperature": 0.3, "hardness": 5.0}), views).backward()
+    q, d, rows = x["z"][x["query"]], x["z"][x["document"]], np.arange(B)
+    s = q @ d.T
+    weight = np.exp(5 * s)
+    weight[rows, x["positive"]] = 1
+    share = usable(x) * weight * np.exp(s / 0.3)
+    share /= share.sum(1, keepdims=True)
+    share[rows, x["positive"]] -= 1
+    assert z.grad is not None
+    np.testing.assert_allclose(z.grad[: len(q)].numpy(), share @ d / 0.3 / B, rtol=1e-4, atol=1e-6)
+
+
 def on_ranks(folder: str) -> dict[str, Any]:
     """This rank's gradient of its own texts for every loss, as it is and with a text of rank 1 moved."""
     dist.init_process_group("gloo")
